@@ -8,7 +8,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from txmcorrect.cli import main  # noqa: E402
+from txmcorrect.cli import main
 
 if __name__ == "__main__":
     main()

@@ -96,8 +96,8 @@ def _cells(rng: np.random.Generator, grid: Shape, width_px: float) -> Image:
     count = max(8, int(h * w / width_px**2))
     seeds = rng.uniform(0, 1, (count, 2)) * (h, w)
     levels = rng.standard_normal(count).astype(np.float32)
-    pixels = np.stack(np.mgrid[:h, :w], -1).reshape(-1, 2)
-    nearest = cKDTree(seeds, boxsize=[float(h), float(w)]).query(pixels)[1]
+    pixels = np.indices(grid).reshape(2, -1).T
+    nearest = cKDTree(seeds, boxsize=np.array([h, w], float)).query(pixels)[1]
     return np.asarray(levels[nearest].reshape(grid))
 
 
@@ -138,8 +138,8 @@ def _envelope(
         return np.asarray(log_level, np.float32)
 
     def envelope(shift: NDArray[Any]) -> Image:
-        moved = centre + shift
-        return np.stack([level(y - np.float32(cy), x - np.float32(cx)) for cy, cx in moved])
+        corners = (centre + shift).astype(np.float32)
+        return np.array([level(y - cy, x - cx) for cy, cx in corners], np.float32)
 
     return envelope
 
