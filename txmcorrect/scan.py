@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +81,9 @@ class FrameView:
         if len(wanted) == 0:
             return np.empty((0, *self.shape[1:]), self.dtype)
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        return np.concatenate([self._crop(self.source.read(int(r[0]), int(r[-1]) + 1)) for r in runs])
+        return np.concatenate(
+            [self._crop(self.source.read(int(r[0]), int(r[-1]) + 1)) for r in runs]
+        )
 
     def _crop(self, frames: Array) -> Array:
         if self.roi is not None:
@@ -92,6 +95,37 @@ class FrameView:
         b = self.bin
         frames = frames[:, : h // b * b, : w // b * b].astype(np.float32)
         return np.asarray(frames.reshape(n, h // b, b, w // b, b).sum((2, 4)))
+
+
+@dataclass(frozen=True)
+class JoinedFrames:
+    """Stacks laid end to end: a folder of files, or several scans merged."""
+
+    parts: tuple[Frames, ...] = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.result_type(*{part.dtype for part in self.parts})
+
+    def read(self, start: int, stop: int) -> Array:
+        """Read from each part what lies inside `start:stop`."""
+        ends = self._ends
+        blocks = [np.empty((0, *self.shape[1:]), self.dtype)]
+        first = int(np.searchsorted(ends, start, side="right"))
+        for part, end in zip(self.parts[first:], ends[first:], strict=True):
+            begin = int(end) - part.shape[0]
+            if begin >= stop:
+                break
+            blocks.append(part.read(max(start - begin, 0), min(stop, int(end)) - begin))
+        return np.concatenate(blocks).astype(self.dtype, copy=False)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum([part.shape[0] for part in self.parts], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -109,8 +143,9 @@ class References:
     """Flats taken without the sample.
 
     `before` counts the projections taken before each flat, so 0 is "before the scan" and n is
-    "after"; `time_s` is POSIX seconds; `exposure_s` and `current_ma` are per flat. `None` where
-    the file does not say.
+    "after"; `time_s` is POSIX seconds; `exposure_s` and `current_ma` (ring current, or a beam
+    monitor that follows it) are per flat. `darks` are those of the file the flats came from.
+    `None` where the file does not say.
     """
 
     frames: Frames
@@ -119,6 +154,7 @@ class References:
     time_s: FloatArray | None = None
     exposure_s: FloatArray | None = None
     current_ma: FloatArray | None = None
+    darks: Frames | None = None
     origin: str = ""
 
 
@@ -181,7 +217,9 @@ class Scan:
         if not (0 <= y0 < y1 <= h and 0 <= x0 < x1 <= w):
             raise TxmError(f"--roi {y0}:{y1},{x0}:{x1} does not fit frames of {h}x{w}")
         if len(index) == 0 or (y1 - y0) < bin or (x1 - x0) < bin:
-            raise TxmError(f"no pixels left of {n} frames of {h}x{w} after --frames, --roi and --bin")
+            raise TxmError(
+                f"no pixels left of {n} frames of {h}x{w} after --frames, --roi and --bin"
+            )
 
         def crop(source: Frames, chosen: NDArray[np.intp]) -> Frames:
             return FrameView(source, chosen, roi, bin)
