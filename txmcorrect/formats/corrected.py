@@ -1,0 +1,176 @@
+"""Reading a result back, lazily: transmission, background and, from both, raw counts."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from txmcorrect.errors import FormatError
+from txmcorrect.formats.write_process import GROUP
+from txmcorrect.scan import Array, FloatArray
+
+
+def key_weights(
+    key_index: NDArray[np.integer[Any]], jump_index: NDArray[np.integer[Any]], frame: int
+) -> tuple[int, int, float]:
+    """Between which key frames a frame lies, and how far.
+
+    Parameters
+    ----------
+    key_index : `(k,)` rising frame numbers.
+    jump_index : first frames after each jump; nothing is interpolated across one.
+
+    Returns
+    -------
+    left, right, t : the frame's log-background is `(1 - t) * key[left] + t * key[right]`.
+    """
+    right = bisect_right(key_index.tolist(), frame)
+    left = right - 1
+    if left < 0 or right == len(key_index):
+        nearest = max(left, 0)
+        return nearest, nearest, 0.0
+    a, b = int(key_index[left]), int(key_index[right])
+    jumps = [j for j in jump_index.tolist() if a < j <= b]
+    if jumps:  # a side without a key frame of its own takes the nearer one's
+        before, after = frame < jumps[0], frame >= jumps[-1]
+        nearest = left if before or (not after and frame - a <= b - frame) else right
+        return nearest, nearest, 0.0
+    return left, right, (frame - a) / (b - a)
+
+
+class DatasetFrames:
+    """A stack inside an open HDF5 file, read piece by piece; `offset` frames are passed over."""
+
+    def __init__(self, dataset: h5py.Dataset, count: int) -> None:
+        self.dataset = dataset
+        self.shape: tuple[int, int, int] = (count, *dataset.shape[1:])
+        self.dtype: np.dtype[Any] = dataset.dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return frames `start:stop`."""
+        return np.asarray(self.dataset[start : min(stop, self.shape[0])])
+
+
+class Corrected:
+    """An open result of `correct`, in Data Exchange or NXtomo layout.
+
+    Attributes
+    ----------
+    transmission : lazy frames `(n, h, w)`. theta : `(n,)` radians or None.
+    key_index, jump_index, amplitude, flag, flag_names, lit, dark, scale, verdict, options,
+    model_sha256, seed : see `write_process.Process`. version : program that wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open(path)
+        group = self._group = self._file[GROUP]
+        self.amplitude: FloatArray = group["amplitude"][()]
+        self.transmission = DatasetFrames(self._find("data"), len(self.amplitude))
+        self.shape = self.transmission.shape
+        angles = self._find("theta")
+        self.theta = None if angles is None else np.deg2rad(angles[: self.shape[0]])
+        self.key_index: NDArray[np.int64] = group["key_index"][()]
+        self.jump_index: NDArray[np.int64] = group["jump_index"][()]
+        self.flag: NDArray[np.uint32] = group["flag"][()]
+        bits = group["flag"].attrs["bits"]
+        self.flag_names: tuple[str, ...] = () if isinstance(bits, h5py.Empty) else tuple(bits)
+        self.lit: NDArray[np.bool_] = group["lit"][()].astype(bool)
+        self.dark: NDArray[np.float32] = group["dark"][()]
+        self.scale = str(group.attrs["scale"])
+        self.verdict = str(group.attrs["verdict"])
+        self.version = str(group.attrs["version"])
+        self.options: dict[str, Any] = json.loads(group.attrs["options"])
+        self.model_sha256 = str(group.attrs["model_sha256"])
+        self.seed = int(group.attrs["seed"])
+        self._key = lru_cache(maxsize=4)(self._read_key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def log_background(self, frame: int) -> NDArray[np.float32]:
+        """Return the interpolated log-background `(h, w)` of a frame."""
+        return self._between("log_background", frame)
+
+    def log_std(self, frame: int) -> NDArray[np.float32]:
+        """Return the interpolated spread `(h, w)` of a frame's log-background."""
+        return self._between("log_std", frame)
+
+    def background(self, frame: int) -> NDArray[np.float32]:
+        """Return the counts above dark `(h, w)` that a frame would have without the sample."""
+        counts = np.exp(self.log_background(frame)) * np.float32(self.amplitude[frame])
+        return np.asarray(counts, dtype=np.float32)
+
+    def raw(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return raw counts `(m, h, w)`, right within rounding where `lit`, NaN elsewhere."""
+        frames = self.transmission.read(start, stop)
+        for i, frame in enumerate(frames, start):
+            frame *= self.background(i)
+            frame += self.dark
+            frame[~self.lit] = np.nan
+        return frames
+
+    def _between(self, name: str, frame: int) -> NDArray[np.float32]:
+        left, right, t = key_weights(self.key_index, self.jump_index, frame)
+        if left == right:
+            return self._key(name, left)
+        mixed = (1 - t) * self._key(name, left) + t * self._key(name, right)
+        return np.asarray(mixed, dtype=np.float32)
+
+    def _read_key(self, name: str, key: int) -> NDArray[np.float32]:
+        image: NDArray[np.float32] = self._group[name][key]
+        image.setflags(write=False)
+        return image
+
+    def _find(self, what: str) -> Any:
+        """Look up data or theta in whichever layout the file has."""
+        places = {
+            "data": ("exchange/data", "entry/instrument/detector/data"),
+            "theta": ("exchange/theta", "entry/sample/rotation_angle"),
+        }[what]
+        return next((self._file[place] for place in places if place in self._file), None)
+
+
+def read_result(path: Path) -> Corrected:
+    """Open a result of `correct` for lazy reading; close it, or use it in a `with`.
+
+    Raises
+    ------
+    FormatError : the file is missing, is not HDF5, or was not written by `correct`.
+    """
+    return Corrected(path)
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        reason = "no such file" if not path.exists() else str(error)
+        raise FormatError(f"{path}: expected a result of `txmcorrect correct` ({reason})") from None
+    if GROUP not in file:
+        file.close()
+        raise FormatError(
+            f"{path}: expected a result of `txmcorrect correct`, found no /{GROUP} in it; "
+            "correct the scan first"
+        )
+    return file
