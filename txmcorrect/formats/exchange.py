@@ -46,6 +46,7 @@ FIELDS: dict[str, Field] = {
     "binning_y": Field((f"{_M}/detector/binning_y",), ""),
     "binning_x": Field((f"{_M}/detector/binning_x",), ""),
     "time": Field(("/exchange/time",), "s"),
+    "flat_before": Field((f"{_A}/flat_fields/projections_before",), ""),
     "flat_time": Field(("/exchange/time_white",), "s"),
     "position_y": Field((f"{_M}/sample_motor_stack/setup/y",), "um"),
     "position_x": Field((f"{_M}/sample_motor_stack/setup/x",), "um"),
@@ -163,9 +164,12 @@ def _of_flats(file: h5py.File, quantity: str, m: int, is_white: bool) -> FloatAr
 def _flat_order(
     file: h5py.File, name: str, n: int, m: int
 ) -> tuple[NDArray[np.intp] | None, FloatArray | None]:
-    """Count the projections taken before each flat, from areaDetector's log or from the times."""
+    """Count the projections taken before each flat: as recorded, by areaDetector's log, or by time."""
     kinds = file.get(FRAME_KIND)
     own = hdf5.per_frame(read_field(file, "flat_time"), m)
+    recorded = hdf5.per_frame(read_field(file, "flat_before"), m)
+    if recorded is not None:
+        return recorded.astype(np.intp), own
     if isinstance(kinds, h5py.Dataset):
         labels = np.array([hdf5.text_of(k) for k in kinds[()].ravel()])
         is_flat = labels == name

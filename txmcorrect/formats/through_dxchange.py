@@ -6,7 +6,9 @@ returns them; Xradia rows are turned as our own reader turns them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 
 from txmcorrect.errors import FormatError
 from txmcorrect.formats.source import sniff
-from txmcorrect.scan import Array, FloatArray, References, Scan
+from txmcorrect.scan import Array, References, Scan
 
 WHERE = "it is on conda-forge and in Debian (python3-dxchange); or drop --reader dxchange"
 
@@ -30,7 +32,8 @@ def load_dxchange() -> ModuleType:
     FormatError : it is not installed, cannot be imported, or is PyPI's package of the same name.
     """
     try:
-        module = importlib.import_module("dxchange")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what optional packages it lacks
+            module = importlib.import_module("dxchange")
     except ModuleNotFoundError as error:
         lacks = "" if error.name == "dxchange" else f" (it lacks {error.name})"
         raise FormatError(
@@ -103,7 +106,7 @@ def _open_exchange(module: ModuleType, path: Path) -> Scan:
         projections=frames,
         flats=() if whites is None else (References(whites, darks=blacks, origin=path.name),),
         darks=blacks,
-        theta=_angles(path, load, n, theta),
+        theta=None if theta is None else np.asarray(theta, np.float64)[:n],
     )
 
 
@@ -112,16 +115,6 @@ def _small(path: Path, load: Callable[[int, int], Any], i: int, stack: Any) -> C
     if stack is None or not len(stack):
         return None
     return CalledFrames(path, stack.shape, stack.dtype, lambda a, b: load(0, 1)[i][a:b])
-
-
-def _angles(path: Path, load: Callable[[int, int], Any], n: int, first: Any) -> FloatArray | None:
-    """All angles: dxchange cuts them like the projections, so each must be asked for."""
-    if first is None:
-        return None
-    if len(first) == n:
-        return np.asarray(first, np.float64)
-    parts = [called(path, lambda i=i: load(i, i + 1))[3] for i in range(n)]  # type: ignore[misc]
-    return np.concatenate(parts).astype(np.float64)
 
 
 def _open_xradia(module: ModuleType, path: Path) -> Scan:

@@ -153,6 +153,7 @@ class ResultWriter:
         self.collect()
         process.check(self.slabs.shape)
         assembled = self.part.path / f"assembled{self.part.out.suffix}"
+        assembled.unlink(missing_ok=True)  # of a run that was killed while assembling
         self._check_space(process)
         with disk_errors(self.part.out, only_full=True):
             LAYOUTS[self.layout](assembled, self, process, progress or _silent)

@@ -45,10 +45,11 @@ class OleFile:
             raise FormatError(f"{path}: truncated Xradia file; copy it again")
 
     def _is_cut(self) -> bool:
-        """Whether a sector in use lies beyond the end of the file."""
+        """Whether sectors in use lie beyond the end of the file."""
         used = np.flatnonzero(np.asarray(self._ole.fat, np.uint32) != FREE_SECTOR)
         starts = (used + 1) * self._ole.sectorsize
-        return bool(used.size and starts.max() >= self.path.stat().st_size)
+        missing = any("out of range" in str(what) for _, what in self._ole.parsing_issues)
+        return missing or bool(used.size and starts.max() >= self.path.stat().st_size)
 
     def __contains__(self, name: str) -> bool:
         return bool(self._ole.exists(name))
