@@ -126,7 +126,10 @@ def _make_command(settings: type[config.Settings], module: str) -> Callable[...,
         if resolved.dry_run:
             typer.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
             return
-        raise typer.Exit(importlib.import_module(module).run(resolved).exit_code)
+        result = importlib.import_module(module).run(resolved)
+        if result.message:
+            typer.echo(result.message)
+        raise typer.Exit(result.exit_code)
 
     signature = _signature(settings)
     command.__signature__ = signature  # type: ignore[attr-defined]
@@ -141,7 +144,9 @@ for _name, (_settings, _module) in COMMANDS.items():
 
 def _start_log(settings: config.Settings) -> None:
     """Log to stderr, and to --log-file where given; only our own loggers are touched."""
-    level = logging.DEBUG if settings.verbose else logging.WARNING if settings.quiet else logging.INFO
+    level = (
+        logging.DEBUG if settings.verbose else logging.WARNING if settings.quiet else logging.INFO
+    )
     log = logging.getLogger("txmcorrect")
     log.setLevel(level)
     log.handlers.clear()

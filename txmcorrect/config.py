@@ -153,7 +153,9 @@ class SimulateSettings(Settings):
     height: int | None = option(None, "Frame height, where it differs from --size.", ge=2)
     frames: int | None = option(None, "Projections of a tomogram.", ge=2)
     grid: Grid = option((4, 4), "Rows x columns of a mosaic.")
-    overlap: float = option(0.1, "Overlap of neighbouring tiles, fraction of the frame.", ge=0, lt=1)
+    overlap: float = option(
+        0.1, "Overlap of neighbouring tiles, fraction of the frame.", ge=0, lt=1
+    )
     references: Literal["none", "stale", "before-after", "fresh"] = option(
         "none", "References inside the scan file (the bank is written anyway)."
     )
@@ -178,10 +180,10 @@ class PrepareSettings(ReadSettings):
 class NetworkSettings(Part):
     """U-Net shape."""
 
-    channels: int = Field(32, ge=4, description="Width of the first level.")
-    multipliers: tuple[int, ...] = Field((1, 2, 3, 4), description="Width of each level.")
+    channels: int = Field(48, ge=4, description="Width of the first level.")
+    multipliers: tuple[int, ...] = Field((1, 2, 3), description="Width of each level.")
     blocks: int = Field(1, ge=1, description="Residual blocks a level.")
-    attention: tuple[int, ...] = Field((3,), description="Levels with self-attention (0 = first).")
+    attention: tuple[int, ...] = Field((2,), description="Levels with self-attention (0 = first).")
     dropout: float = Field(0.0, ge=0, lt=1)
     patch: int = Field(4, ge=1, description="Pixels folded into channels (space to depth).")
 
@@ -201,12 +203,14 @@ class DataSettings(Part):
     """What a training batch is made of."""
 
     condition: Literal["pair", "stack", "none"] = "pair"
-    size: int = Field(128, ge=16, description="Long side of a training frame in pixels.")
+    size: int = Field(64, ge=16, description="Long side of a training frame in pixels.")
     real: float = Field(0.5, ge=0, le=1, description="Share of batches from --data, where given.")
     augment: bool = Field(True, description="The source's flips, turns and resized crops.")
     brightness: float = Field(0.1, ge=0, description="Spread of the log brightness variation.")
     contrast: float = Field(0.1, ge=0, description="Spread of the contrast variation.")
-    counts: tuple[float, float] = Field((50.0, 20000.0), description="Range of counts (log-uniform).")
+    counts: tuple[float, float] = Field(
+        (50.0, 20000.0), description="Range of counts (log-uniform)."
+    )
     workers: int = Field(1, ge=0, description="Processes that simulate batches.")
 
 
@@ -219,7 +223,7 @@ class TrainSettings(Settings):
     data: Path | None = option(None, "Training set of `prepare`; without it, the simulator.")
     out: Path = option(Path("runs/pair"), "Folder for checkpoints, log and model.")
     init: str | None = option(None, "Start from `bundled` or a model file (fine-tuning).")
-    steps: int = option(20000, "Length of the learning-rate decay.", ge=1)
+    steps: int = option(6000, "Length of the learning-rate decay.", ge=1)
     max_steps: int | None = option(None, "Stop (resumably) at this step.", ge=1)
     max_minutes: float | None = option(None, "Stop (resumably) after this long.", gt=0)
     batch: int = option(16, "Global batch: items per optimiser step over all processes.", ge=1)
@@ -257,7 +261,9 @@ class CorrectSettings(ReadSettings):
     model: str = option("bundled", "Model file, or `bundled`.")
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How samples are drawn.")
     steps: int = option(4, "Network evaluations a sample.", ge=1)
-    samples: int = option(1, "Samples of the posterior a key frame (2 or more give a spread).", ge=1)
+    samples: int = option(
+        1, "Samples of the posterior a key frame (2 or more give a spread).", ge=1
+    )
     every: AutoInt = option("auto", "Key frames: auto, or every N frames.")
     memory: Bytes = option(2 * 1024**3, "Memory budget, e.g. 2GiB.")
     roi: Roi | None = option(None, "Region to correct, y0:y1,x0:x1.")
@@ -267,7 +273,9 @@ class CorrectSettings(ReadSettings):
     preview: int | None = option(None, "Correct only this many frames, spread over the scan.", ge=2)
     watch: bool = option(False, "Correct frames as they arrive.")
     strict: bool = option(False, "Exit 3 unless the verdict is TRUSTED.")
-    force: bool = option(False, "Correct again what is corrected; use references that do not match.")
+    force: bool = option(
+        False, "Correct again what is corrected; use references that do not match."
+    )
 
 
 class MosaicSettings(CorrectSettings):
@@ -359,5 +367,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise TxmError(f"--config {path}: expected `name: value` lines, got {type(values).__name__}")
+        raise TxmError(
+            f"--config {path}: expected `name: value` lines, got {type(values).__name__}"
+        )
     return values

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txmcorrect.diffusion.denoiser import NetworkDenoiser
+from txmcorrect.diffusion.denoiser import Preconditioning
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda a, b: (a - b).abs(),
@@ -33,7 +33,8 @@ def snr_weight(kind: str, sigma: Tensor, target: str) -> Tensor:
 
 
 def denoising_loss(
-    model: NetworkDenoiser,
+    model: nn.Module,
+    precondition: Preconditioning,
     x0: Tensor,
     cond: Tensor | None,
     sigma: Tensor,
@@ -43,7 +44,11 @@ def denoising_loss(
     kind: str = "l2",
     snr: str = "none",
 ) -> Tensor:
-    """Mean loss on the network's target.
+    """Mean over items of the weighted mean loss on the network's target.
+
+    `model` is a `NetworkDenoiser`, wrapped or not, and `precondition` its scaling. Each item counts
+    the same however many pixels it has lit, so that a batch may be split over micro-batches and
+    processes without changing its loss.
 
     `x0`, `eps` `(b, c, h, w)`; `sigma` `(b,)`; `keep` `(b,)` 1 where the condition is shown and 0
     where it is dropped; `weight` `(b, 1, h, w)` counts pixels (0: unlit).
@@ -51,7 +56,8 @@ def denoising_loss(
     level = sigma[:, None, None, None]
     x = x0 + level * eps
     shown = None if cond is None else cond * keep[:, None, None, None]
-    precondition = model.preconditioning
     error = LOSSES[kind](model(x, level, shown, raw=True), precondition.wanted(x0, x, level))
-    share = weight * snr_weight(snr, sigma, precondition.target)[:, None, None, None]
-    return (error * share).sum() / weight.expand_as(error).sum().clamp_min(1)
+    per_item = (error * weight).flatten(1).sum(1) / weight.expand_as(error).flatten(1).sum(
+        1
+    ).clamp_min(1)
+    return (per_item * snr_weight(snr, sigma, precondition.target)).mean()

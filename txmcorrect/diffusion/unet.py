@@ -102,10 +102,10 @@ class UNet(nn.Module):
         self,
         in_channels: int,
         out_channels: int = 1,
-        channels: int = 32,
-        multipliers: tuple[int, ...] = (1, 2, 3, 4),
+        channels: int = 48,
+        multipliers: tuple[int, ...] = (1, 2, 3),
         blocks: int = 1,
-        attention: tuple[int, ...] = (3,),
+        attention: tuple[int, ...] = (2,),
         dropout: float = 0.0,
         patch: int = 4,
     ):

@@ -207,12 +207,14 @@ def path_scale(rng: np.random.Generator, beam: Beam) -> NDArray[Any]:
     return np.array([shift, shift, *rng.uniform(0.005, 0.03, MODES)])
 
 
-def scale_to_drift(beam: Beam, path: NDArray[Any], drift: float) -> NDArray[Any]:
+def scale_to_drift(
+    beam: Beam, path: NDArray[Any], drift: float, iterations: int = 4
+) -> NDArray[Any]:
     """Stretch a path until first and last frame differ by `drift` (rms of the log ratio over lit pixels).
 
     The change is nearly proportional to the stretch, so a few fixed-point steps settle it.
     """
-    for _ in range(4):
+    for _ in range(iterations):
         now = beam.drift_between(path[0], path[-1])
         path = path[:1] + (path - path[:1]) * min(drift / max(now, 1e-9), 50.0)
     return path

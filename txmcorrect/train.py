@@ -1,0 +1,261 @@
+"""`train`: a denoiser of log backgrounds, from the simulator, a user's own frames, or both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from txmcorrect import __version__
+from txmcorrect.background.conditions import CHANNELS
+from txmcorrect.config import TrainSettings
+from txmcorrect.errors import ModelError, OutputError, TxmError
+from txmcorrect.result import Result
+from txmcorrect.training.checkpoint import Average, State, saved_settings
+from txmcorrect.training.loop import Clock, Loop, learning_rate
+from txmcorrect.training.validate import Validation, validate
+from txmcorrect.weights import ModelSpec, load_model, save_model
+
+log = logging.getLogger(__name__)
+# Settings that may change between a run and its continuation without changing its result.
+FREE = {"config", "device", "overwrite", "dry_run", "log_file", "verbose", "quiet", "out"}
+FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "tracker", "compile"}
+REPORT_EVERY = 20
+
+
+def run(settings: TrainSettings) -> Result:
+    """Train until `steps` (or --max-steps, --max-minutes); the same command goes on from there."""
+    _check(settings)
+    accelerator = _accelerator(settings)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.out / "lock", timeout=0)
+    if accelerator.is_main_process:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"{settings.out}: another run is training here; use another --out"
+            ) from None
+    try:
+        return Training(settings, accelerator).run()
+    finally:
+        lock.release()
+        accelerator.end_training()
+
+
+def _check(settings: TrainSettings) -> None:
+    if settings.dataset.condition not in CHANNELS:
+        raise TxmError(f"dataset.condition: expected one of {', '.join(CHANNELS)}")
+
+
+def _accelerator(settings: TrainSettings) -> Accelerator:
+    """Accelerate decides about processes and devices; --device cpu overrules a GPU."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise TxmError("--device cuda: no CUDA device was found; use --device cpu")
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.precision,
+        log_with=None if settings.tracker == "jsonl" else settings.tracker,
+        project_config=ProjectConfiguration(str(settings.out)),
+    )
+    share = accelerator.num_processes * settings.accumulate
+    if settings.batch % share:
+        raise TxmError(
+            f"--batch {settings.batch} must be a multiple of processes x --accumulate = {share}"
+        )
+    if accelerator.is_main_process:
+        where = f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
+        log.info("training on %s, precision %s", where, settings.precision)
+    return accelerator
+
+
+class Training:
+    """State of a run between its first and last step."""
+
+    def __init__(self, settings: TrainSettings, accelerator: Accelerator):
+        self.settings, self.accelerator = settings, accelerator
+        self.spec = spec_of(settings)
+        torch.manual_seed(settings.seed)
+        self.bare = self.spec.build()
+        if settings.init:
+            self._start_from(settings.init)
+        model = self.bare.to(accelerator.device)
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self.state = State(model, Average(model, settings.ema), optimizer)
+        self.sigmas = self.spec.sigmas()
+        # `evaluation` shares no memory with the model: validation uses the averaged weights.
+        self.evaluation = self.spec.build().to(accelerator.device).eval().requires_grad_(False)
+        self._resume()
+        wrapped: Any = torch.compile(model) if settings.compile else model
+        wrapped, prepared = accelerator.prepare(wrapped, optimizer)
+        self.loop = Loop(
+            settings, accelerator, wrapped, self.bare.preconditioning, prepared, self.sigmas
+        )
+        if self.scaler_state and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(self.scaler_state)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.settings.out / "checkpoint.safetensors"
+
+    @property
+    def model_path(self) -> Path:
+        return self.settings.out / "model.safetensors"
+
+    def _start_from(self, origin: str) -> None:
+        """Copy weights of the bundled model or a file; architectures must agree."""
+        model = load_model(origin, self.settings.dataset.condition)
+        if model.spec.build().state_dict().keys() != self.bare.state_dict().keys() or any(
+            a.shape != b.shape
+            for a, b in zip(
+                model.denoiser.state_dict().values(), self.bare.state_dict().values(), strict=True
+            )
+        ):
+            raise ModelError(f"--init {origin}: its architecture differs from this configuration's")
+        self.bare.load_state_dict(model.denoiser.state_dict())
+
+    def _resume(self) -> None:
+        self.scaler_state: dict[str, Any] | None = None
+        if not self.checkpoint.exists() or self.settings.overwrite:
+            return
+        before, now = saved_settings(self.checkpoint), _comparable(self.settings)
+        odd = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if odd:
+            raise OutputError(
+                f"{self.settings.out}: holds a run with other settings ({', '.join(odd)}); "
+                "use another --out, or --overwrite to start anew"
+            )
+        self.scaler_state = self.state.load(self.checkpoint)
+        log.info("going on from step %d", self.state.step)
+
+    def run(self) -> Result:
+        settings, main = self.settings, self.accelerator.is_main_process
+        last = min(settings.steps, settings.max_steps or settings.steps)
+        self._start_logs()
+        clock = Clock(self.accelerator, settings.max_minutes)
+        saved = self.state.step
+        validation: Validation | None = None
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        shown = Progress(
+            *columns,
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=settings.quiet or not main,
+        )
+        try:
+            with shown:
+                task = shown.add_task("training", total=last, completed=self.state.step, rate="")
+                began, first = time.monotonic(), self.state.step
+                for batch in self.loop.batches(self.state.step, last):
+                    loss = self.loop.step(batch, self.state.step)
+                    self.state.average.update(self.bare, self.state.step)
+                    self.state.step += 1
+                    step = self.state.step
+                    rate = (step - first) / (time.monotonic() - began)
+                    shown.update(task, completed=step, rate=f"loss {loss:.4f}, {rate:.2f} steps/s")
+                    if step % REPORT_EVERY == 0 or step == last:
+                        self._record({"loss": loss, "lr": learning_rate(settings, step)})
+                    if step % settings.validate_every == 0 or step == last:
+                        validation = self._validate()
+                    if step % settings.checkpoint_every == 0:
+                        self._save()
+                        saved = step
+                    if clock.over(step):
+                        break
+        finally:
+            # A stop by hand loses nothing; the state is whole between steps. DDP ranks agree.
+            if self.state.step != saved:
+                self._save()
+        return self._finish(validation)
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        self.state.save(
+            self.checkpoint,
+            _comparable(self.settings),
+            scaler.state_dict() if scaler is not None else None,
+        )
+        save_model(self.model_path, self.state.average.state, self.spec)
+
+    def _validate(self) -> Validation | None:
+        """Score the averaged weights (rank 0 only; the others wait at their next step)."""
+        if not self.accelerator.is_main_process:
+            return None
+        self.evaluation.load_state_dict(self.state.average.state)
+        picture = self.settings.out / f"validation-{self.state.step:07d}.png"
+        scores = validate(self.evaluation, self.settings, self.sigmas, picture)
+        self._record(
+            {
+                "validation/loss": scores.loss,
+                "validation/error_percent": scores.error,
+                "validation/pair_error_percent": scores.pair_error,
+            }
+        )
+        return scores
+
+    def _start_logs(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        path = self.settings.out / "log.jsonl"
+        if path.exists():  # forget what a killed run had logged past its checkpoint
+            lines = [] if self.state.step == 0 else path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= self.state.step]
+            path.write_text("".join(line + "\n" for line in kept))
+        resolved = {"version": __version__, **self.settings.model_dump(mode="json")}
+        (self.settings.out / "settings.json").write_text(json.dumps(resolved, indent=2))
+        if self.settings.tracker != "jsonl":
+            self.accelerator.init_trackers("txmcorrect")
+
+    def _record(self, values: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with (self.settings.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.state.step, **values}) + "\n")
+        self.accelerator.log(values, step=self.state.step)
+
+    def _finish(self, validation: Validation | None) -> Result:
+        if not self.accelerator.is_main_process:
+            return Result()
+        message = f"step {self.state.step} of {self.settings.steps}: {self.model_path}"
+        if validation:
+            message += (
+                f"; validation: log background off by {validation.error:.2f} % "
+                f"(mean of the pair: {validation.pair_error:.2f} %)"
+            )
+        return Result((self.model_path,), message)
+
+
+def spec_of(settings: TrainSettings) -> ModelSpec:
+    """What kind of model these settings train."""
+    data, diffusion = settings.dataset, settings.diffusion
+    return ModelSpec(
+        network=settings.network.model_dump(mode="json"),
+        condition=data.condition,
+        cond_channels=CHANNELS[data.condition],
+        size=data.size,
+        target=diffusion.target,
+        schedule=diffusion.schedule,
+        timesteps=diffusion.timesteps,
+        extra={"uncon_ratio": diffusion.uncon_ratio, "seed": settings.seed},
+    )
+
+
+def _comparable(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide the result."""
+    return settings.model_dump(mode="json", exclude=FREE)
