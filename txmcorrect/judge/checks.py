@@ -1,0 +1,318 @@
+"""The checks: each runs a method, measures, and can fail it.
+
+No flatness counts without preservation: a method that erases the sample is perfectly flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from txmcorrect import metrics
+from txmcorrect.baselines.contract import (
+    Array,
+    Estimate,
+    Method,
+    NotApplicableError,
+    Problem,
+    correct,
+)
+from txmcorrect.baselines.references import no_correction
+from txmcorrect.judge import implants as implant
+from txmcorrect.judge.failures import LEAST_FRAMES, plant_failures
+from txmcorrect.judge.scenes import Scene, empty, swap_neighbours, with_wrong_bank
+
+SLOPE_SMALL = 0.02  # preservation: slopes within 1 +- this up to 64 pixels
+SLOPE_LARGE = 0.05  # and within 1 +- this above
+ELSEWHERE = 0.003  # log-change where nothing was implanted
+GAIN = 0.005  # absolute gain error of a method that vouches for its scale
+NULL_EXCESS = 0.003  # rms of what is not shot noise in an octave of a corrected flat
+NULL_RATIO = (0.8, 1.25)  # power over shot noise: below, noise was smoothed away; above, added
+SWAP = 0.003  # rms change of log b when the neighbours show other samples
+LEAK = 0.01  # slope of log b on the neighbours' log T, octave by octave
+COVERAGE = (0.85, 0.95)  # share of truth in mean +- 1.645 sd, 0.90 wanted
+CRITICAL = (
+    "gain",
+    "preservation",
+    "null",
+    "swap",
+    "leak",
+)  # a method that fails one is not trusted
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check measured; `passed` is None where the check says nothing about this method."""
+
+    passed: bool | None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method on one scene, with its plain estimate, which most checks start from."""
+
+    method: Method
+    scene: Scene
+    estimate: Estimate
+
+    @property
+    def lit(self) -> NDArray[np.bool_]:
+        """Pixels that count, `(h, w)`."""
+        return self.scene.problem.lit
+
+
+def start_trial(method: Method, scene: Scene) -> Trial:
+    """Run the method once, as it is meant to be used."""
+    return Trial(method, scene, method(scene.problem))
+
+
+def log_error(estimate: Estimate, scene: Scene) -> Array:
+    """Log of found over true background `(n, h, w)`."""
+    return np.asarray(estimate.log_background - scene.truth.log_background)
+
+
+def _unscaled(change: Array, estimate: Estimate, lit: NDArray[np.bool_]) -> Array:
+    """Take out the one constant that a relative scale leaves open for the whole scan."""
+    if estimate.scale == "absolute":
+        return change
+    return np.asarray(change - np.median(change[:, lit]))
+
+
+def photon_noise(scene: Scene) -> NDArray[np.float64]:
+    """Relative photon noise of an empty frame at its mean light, `(n,)`."""
+    light = np.exp(scene.truth.log_background)[:, scene.problem.lit].mean(1)
+    return np.asarray(1 / np.sqrt(np.maximum(light, 1)))
+
+
+def check_quality(trial: Trial) -> Finding:
+    """Images and background against truth; never passes or fails by itself."""
+    scene, lit, estimate = trial.scene, trial.lit, trial.estimate
+    error = log_error(estimate, scene)
+    per_frame = error[:, lit].mean(1)
+    found = correct(scene.problem, estimate)
+    matched = found * np.exp(np.float32(per_frame.mean()))
+    truth = scene.truth.transmission
+    figures = {
+        "psnr": metrics.psnr(found, truth, lit),
+        "psnr_scaled": metrics.psnr(matched, truth, lit),
+        "ssim": metrics.ssim(matched, truth, lit),
+        "mae": metrics.mae(matched, truth, lit),
+        "relative_gain": float(per_frame.std()),
+        "log_rms": float(np.sqrt(np.mean(metrics.log_rms(error, lit) ** 2))),
+        "flatness_raw": float(np.sqrt(np.mean(_drift_left(scene) ** 2))),
+    }
+    figures |= {f"rms_{band}": rms for band, rms in metrics.band_rms(error, lit).items()}
+    if scene.problem.position_px is not None:
+        figures["seams"] = metrics.seam_rms(matched, scene.problem.position_px, lit)
+    return Finding(None, figures)
+
+
+def _drift_left(scene: Scene) -> Array:
+    """Shape of the true background per frame: what no correction leaves."""
+    return metrics.log_rms(scene.truth.log_background, scene.problem.lit)
+
+
+def check_gain(trial: Trial) -> Finding:
+    """Absolute level, demanded of those that vouch for it."""
+    gain = float(log_error(trial.estimate, trial.scene)[:, trial.lit].mean())
+    passed = abs(gain) < GAIN if trial.estimate.scale == "absolute" else None
+    return Finding(passed, {"absolute_gain": gain})
+
+
+def check_preservation(trial: Trial) -> Finding:
+    """Multiply known objects into the raw frames; find them again after correction."""
+    problem = trial.scene.problem
+    objects = implant.draw_implants(problem.shape, trial.scene.seed)
+    after = trial.method(implant.implant_into(problem, objects))
+    change = after.log_background - trial.estimate.log_background
+    change = _unscaled(change, trial.estimate, trial.lit)
+    slopes = implant.slopes(implant.recovered(objects, change, trial.lit))
+    outside = implant.elsewhere_rms(objects, change, trial.lit)
+    figures = {f"slope_{size}": value for size, value in slopes.items()} | {"elsewhere": outside}
+    return Finding(slopes_pass(slopes) and outside < ELSEWHERE, figures)
+
+
+def slopes_pass(slopes: dict[int, float]) -> bool:
+    """0.98-1.02 up to 64 pixels, 0.95-1.05 above."""
+    return all(
+        abs(value - 1) <= (SLOPE_SMALL if size <= 64 else SLOPE_LARGE)
+        for size, value in slopes.items()
+    )
+
+
+def check_null(trial: Trial) -> Finding:
+    """Flats passed as a scan come out as shot noise, octave by octave."""
+    scene = empty(trial.scene)
+    estimate = trial.method(scene.problem)
+    corrected = correct(scene.problem, estimate)
+    variance = np.exp(-scene.truth.log_background[:, trial.lit]).mean()
+    return null_finding(corrected, trial.lit, float(variance))
+
+
+def null_finding(corrected: Array, lit: NDArray[np.bool_], variance: float) -> Finding:
+    """Compare corrected flats `(n, h, w)` with white noise of relative `variance` per pixel."""
+    level = corrected[:, lit].mean(1)[:, None, None]
+    power = {k: float(v.mean()) for k, v in metrics.band_power(corrected / level, lit).items()}
+    octave, names = metrics.octave_index((lit.shape[0], lit.shape[1]))
+    figures: dict[str, float] = {}
+    passed = True
+    for j, name in enumerate(names):
+        modes = int((octave == j).sum())
+        shot = variance * modes / octave.size
+        excess = float(np.sqrt(max(power[name] - shot, 0)))
+        ratio = power[name] / shot if modes else float("nan")
+        figures |= {f"excess_{name}": excess, f"ratio_{name}": ratio}
+        counted = modes * len(corrected) >= 400  # the ratio of fewer modes says little
+        too_smooth = counted and ratio < NULL_RATIO[0]
+        passed &= not too_smooth and (excess < NULL_EXCESS or ratio < NULL_RATIO[1])
+    return Finding(passed, figures)
+
+
+def check_neighbours(trial: Trial) -> Finding:
+    """Other samples in the neighbouring frames must not change a frame's background.
+
+    `swap` is the rms change of log b; `leak_*` its slope, octave by octave, on what changed in the
+    mean of both neighbours' log T. The beam and the noise stay, so nothing but leakage shows.
+    """
+    scene = swap_neighbours(trial.scene)
+    after = trial.method(scene.problem)
+    change = (after.log_background - trial.estimate.log_background)[::2]
+    rms = float(np.sqrt(np.mean(metrics.log_rms(change, trial.lit) ** 2)))
+    leaks = _leaks(change, _neighbour_change(trial.scene, scene), trial.lit)
+    worst = max((abs(v) for v in leaks.values()), default=0.0)
+    return Finding(rms < SWAP and worst < LEAK, {"swap": rms, "leak": worst} | leaks)
+
+
+def _neighbour_change(before: Scene, after: Scene) -> Array:
+    """Change of the mean log T of both neighbours of every second frame."""
+    was, now = (np.log(np.maximum(s.truth.transmission, 1e-3)) for s in (before, after))
+    change = now - was
+    left, right = np.roll(change, 1, axis=0), np.roll(change, -1, axis=0)
+    left[0], right[-1] = right[0], left[-1]  # frames at the ends have one neighbour
+    return np.asarray((left + right)[::2] / 2)
+
+
+def _leaks(change: Array, cause: Array, lit: NDArray[np.bool_]) -> dict[str, float]:
+    """Slope of change on cause in every octave in which the cause is not negligible."""
+    effect, sample = _modes(change, lit), _modes(cause, lit)
+    octave, names = metrics.octave_index((lit.shape[0], lit.shape[1]))
+    leaks = {}
+    for j, name in enumerate(names):
+        x, y = sample[:, octave == j], effect[:, octave == j]
+        if np.sqrt((x**2).sum() / (lit.sum() * len(x))) > 1e-3:
+            leaks[f"leak_{name}"] = metrics.slope(x, y)
+    return leaks
+
+
+def _modes(image: Array, lit: NDArray[np.bool_]) -> Array:
+    centred = np.where(lit, image - image[:, lit].mean(1)[:, None, None], 0)
+    return np.asarray(scipy.fft.dctn(centred, axes=(1, 2), norm="ortho"))
+
+
+def check_wrong_bank(trial: Trial) -> Finding:
+    """A bank of another instrument is flagged, and never worse than no bank."""
+    if trial.scene.problem.bank is None:
+        return Finding(None)
+    wrong_scene = with_wrong_bank(trial.scene)
+    wrong = trial.method(wrong_scene.problem)
+    if np.array_equal(wrong.log_background, trial.estimate.log_background):
+        return Finding(None)  # the method does not look at banks
+    without = _best_without_bank(trial.method, trial.scene.problem)
+    rms, rms_without = (
+        float(np.sqrt(np.mean(metrics.log_rms(log_error(e, trial.scene), trial.lit) ** 2)))
+        for e in (wrong, without)
+    )
+    flagged = float(np.mean(wrong.flags))
+    figures = {"wrong_bank": rms, "no_bank": rms_without, "flagged": flagged}
+    return Finding(flagged >= 0.5 and rms <= 1.05 * rms_without, figures)
+
+
+def _best_without_bank(method: Method, problem: Problem) -> Estimate:
+    """What the method does without a bank, or nothing at all where it needs one."""
+    try:
+        return method(problem.without("bank"))
+    except NotApplicableError:
+        return no_correction(problem)
+
+
+def check_flags(trial: Trial) -> Finding:
+    """Planted failures are flagged, and little else.
+
+    A frame is bad if it is spoilt, or if its background's shape error exceeds three times the
+    photon noise.
+    """
+    if len(trial.scene.problem.frames) < LEAST_FRAMES:
+        return Finding(None)
+    scene, spoilt = plant_failures(trial.scene, trial.scene.seed)
+    estimate = trial.method(scene.problem)
+    bad = metrics.log_rms(log_error(estimate, scene), trial.lit) > 3 * photon_noise(scene)
+    bad |= spoilt
+    hits = int((bad & estimate.flags).sum())
+    recall = hits / int(bad.sum())
+    precision = hits / int(estimate.flags.sum()) if estimate.flags.any() else float("nan")
+    figures = {"recall": recall, "precision": precision, "bad_frames": float(bad.sum())}
+    return Finding(recall >= 0.8 and precision >= 0.5, figures)
+
+
+def check_calibration(trial: Trial) -> Finding:
+    """Truth lies within mean +- 1.645 sd in nine cases of ten; also for the slowest modes."""
+    estimate, truth, lit = trial.estimate, trial.scene.truth.log_background, trial.lit
+    figures: dict[str, float] = {}
+    if estimate.samples is not None:
+        samples = _without_level(estimate.samples, lit)
+        mean, std = samples.mean(0), samples.std(0, ddof=1)
+        shape = _without_level(truth, lit)
+        figures["crps"] = metrics.crps_samples(shape[:, lit], samples[..., lit])
+        slow = [_slow_modes(x, lit) for x in (shape, mean)]
+        slow_std = np.stack([_slow_modes(s, lit) for s in samples]).std(0, ddof=1)
+        figures["coverage_slow"] = metrics.coverage(slow[0], slow[1], slow_std)
+    elif estimate.std is not None:
+        mean, std = (np.asarray(x, np.float64) for x in (estimate.log_background, estimate.std))
+        mean, shape = _without_level(mean, lit), _without_level(truth, lit)
+        figures["crps"] = metrics.crps_normal(shape[:, lit], mean[:, lit], std[:, lit])
+    else:
+        return Finding(None)
+    figures["coverage"] = metrics.coverage(shape[:, lit], mean[:, lit], std[:, lit])
+    wanted = [v for k, v in figures.items() if k.startswith("coverage")]
+    return Finding(all(COVERAGE[0] <= v <= COVERAGE[1] for v in wanted), figures)
+
+
+def _without_level(images: Array, lit: NDArray[np.bool_]) -> Array:
+    return np.asarray(images - images[..., lit].mean(-1)[..., None, None], np.float64)
+
+
+def _slow_modes(image: Array, lit: NDArray[np.bool_], side: int = 4) -> Array:
+    """The 15 slowest cosine modes of each frame, `(n, 15)`."""
+    modes = scipy.fft.dctn(np.where(lit, image, 0), axes=(-2, -1), norm="ortho")
+    slow = modes[..., :side, :side]
+    return np.asarray(slow.reshape(*slow.shape[:-2], -1)[..., 1:])
+
+
+CHECKS: dict[str, Callable[[Trial], Finding]] = {
+    "quality": check_quality,
+    "gain": check_gain,
+    "preservation": check_preservation,
+    "null": check_null,
+    "neighbours": check_neighbours,
+    "flags": check_flags,
+    "wrong-bank": check_wrong_bank,
+    "calibration": check_calibration,
+}
+
+
+def judge(
+    method: Method, scene: Scene, checks: tuple[str, ...] = tuple(CHECKS)
+) -> dict[str, Finding]:
+    """Run a method through the checks on one scene."""
+    trial = start_trial(method, scene)
+    return {name: CHECKS[name](trial) for name in checks}
+
+
+def trusted(findings: dict[str, Finding]) -> bool:
+    """Whether no critical check failed."""
+    return all(findings[name].passed is not False for name in CRITICAL if name in findings)
