@@ -130,9 +130,11 @@ def _canonical(value: Any) -> str:
 
 
 def _identities(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of all files directly inside a folder."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    """Name, size and time of change of a file, or of all files below a folder."""
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     for file in files:
+        if any(parent.suffix == ".part" for parent in file.parents):
+            continue  # an output that is being written into the input's own folder
         stat = file.stat()
         yield str(file.resolve()), stat.st_size, stat.st_mtime_ns
 

@@ -155,9 +155,12 @@ class ResultWriter:
         assembled = self.part.path / f"assembled{self.part.out.suffix}"
         assembled.unlink(missing_ok=True)  # of a run that was killed while assembling
         self._check_space(process)
-        with disk_errors(self.part.out, only_full=True):
-            LAYOUTS[self.layout](assembled, self, process, progress or _silent)
-        self.part.publish(assembled)
+        try:
+            with disk_errors(self.part.out, only_full=True):
+                LAYOUTS[self.layout](assembled, self, process, progress or _silent)
+            self.part.publish(assembled)
+        finally:
+            assembled.unlink(missing_ok=True)
         self.close()
         return self.part.out
 
