@@ -10,7 +10,7 @@ from txmcorrect.physics.blur import (
     uniform_kernel,
 )
 from txmcorrect.physics.fourier import MASKS, MaskedFourier, fourier_mask
-from txmcorrect.physics.noise import Noise, estimate_gaussian, estimate_poisson
+from txmcorrect.physics.noise import NoiseModel, estimate_gaussian, estimate_poisson
 from txmcorrect.physics.operators import (
     Chain,
     ChannelMix,
@@ -37,7 +37,7 @@ __all__ = [
     "Identity",
     "Inpainting",
     "MaskedFourier",
-    "Noise",
+    "NoiseModel",
     "Operator",
     "Scalar",
     "Separable",

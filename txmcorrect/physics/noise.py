@@ -11,7 +11,7 @@ MAD = 0.6744897501960817  # median |z| of a standard normal variable
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseModel:
     """Variance of a pixel as a line in its mean: `floor + gain * mean`.
 
     Pure Gaussian noise has gain 0; photon noise of a transmission image has gain 1 / counts.
@@ -36,12 +36,12 @@ def ripple(frames: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(f, weights[None, None].to(f.device) / 6)[:, 0]
 
 
-def estimate_gaussian(frames: Tensor) -> Noise:
+def estimate_gaussian(frames: Tensor) -> NoiseModel:
     """Noise of one strength everywhere, from `(..., h, w)`; robust against edges."""
-    return Noise(float((ripple(frames).abs().flatten().median() / MAD) ** 2))
+    return NoiseModel(float((ripple(frames).abs().flatten().median() / MAD) ** 2))
 
 
-def estimate_poisson(frames: Tensor, levels: int = 16) -> Noise:
+def estimate_poisson(frames: Tensor, levels: int = 16) -> NoiseModel:
     """Fit `variance = floor + gain * mean` over intensity levels of `(..., h, w)`.
 
     Each level's variance comes from the median of its ripple; levels weigh by their number of
@@ -65,7 +65,7 @@ def estimate_poisson(frames: Tensor, levels: int = 16) -> Noise:
     gain = (weight * (mean - centre) * variance).sum() / spread.clamp(min=1e-30)
     floor = (weight * variance).sum() - gain * centre
     if gain <= 0:
-        return Noise(float((weight * variance).sum()))
+        return NoiseModel(float((weight * variance).sum()))
     if floor < 0:
-        return Noise(0.0, float((weight * mean * variance).sum() / (weight * mean**2).sum()))
-    return Noise(float(floor), float(gain))
+        return NoiseModel(0.0, float((weight * mean * variance).sum() / (weight * mean**2).sum()))
+    return NoiseModel(float(floor), float(gain))

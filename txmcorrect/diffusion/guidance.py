@@ -1,0 +1,179 @@
+"""Condition a denoiser on a measurement `y = A x0 + n`, `n ~ N(0, s2)`.
+
+Each method returns a denoiser, `x0_hat + sigma^2 grad log p(y | x)`, for any sampler. They differ
+in how they approximate p(y | x):
+
+- `dmps` ignores the prior: `y ~ N(A x, s2 + sigma^2 A A^T)`. No gradient through the network.
+- `ddnm` takes `x0 | x ~ N(x0_hat, v I)` and corrects x0_hat by the exact mean of that model; with
+  s2 = 0 it is DDNM's null-space projection. No gradient through the network.
+- `dps` takes the same model, but follows its gradient through the network.
+
+No weight is tuned. The variance v of x0 given x is read off the residual itself, item by item:
+`E |y - A x0_hat|^2 = s2 + v tr(A A^T) / m`. It therefore carries the data's units and knows
+nothing of the batch. Only what the prior cannot tell is left to the caller: s2.
+
+How good they are, on a Gaussian prior with exact denoiser, 12x12 pixels, s = a third of the
+prior's deviation, 50 levels from 20 to 0.002 (30 x 5 moves for `langevin`): error of the mean in
+units of the posterior's deviation / deviation relative to the posterior's. Perfect is 0 / 1; 600
+samples leave 0.04.
+
+==================  ===========  ===========  ===========  ===========
+smooth prior        ddim         ddpm         langevin     pc
+==================  ===========  ===========  ===========  ===========
+denoise, dmps       0.43 / 0.01  0.24 / 0.75  0.14 / 1.16  0.14 / 1.00
+denoise, ddnm       0.14 / 1.04  0.10 / 1.01  0.07 / 1.22  0.06 / 1.13
+denoise, dps        0.35 / 0.99  0.13 / 0.89  0.07 / 1.23  0.08 / 1.05
+inpaint, dmps       0.65 / 1.05  0.53 / 1.01  0.34 / 1.30  0.45 / 1.17
+inpaint, ddnm       0.51 / 1.14  0.40 / 1.04  0.23 / 1.28  0.34 / 1.16
+inpaint, dps        0.22 / 0.97  0.12 / 0.91  0.07 / 1.22  0.10 / 1.06
+blur, dmps          0.60 / 0.41  0.20 / 0.83  0.09 / 1.17  0.12 / 1.01
+blur, ddnm          0.21 / 0.95  0.12 / 0.92  0.08 / 1.20  0.10 / 1.06
+blur, dps           0.14 / 0.96  0.07 / 0.91  0.05 / 1.21  0.06 / 1.05
+==================  ===========  ===========  ===========  ===========
+
+`dpmpp` behaves as `ddim`. So: **DMPS under a deterministic sampler has no spread to speak of** (its
+pull, added to the prior's, halves every deviation twice as fast as sigma falls, and nothing puts
+it back); use it with `ddpm`, `langevin` or `pc`, or for its mean only. `ddnm` serves every sampler
+where the measurement covers the image evenly; `dps` is the one for inpainting. `langevin` is some
+20 % too wide at its stride, `ddpm` 10 % too narrow at 50 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from txmcorrect.diffusion.denoiser import Denoiser, Step, per_item
+from txmcorrect.physics import Operator, Scalar, inner, solve
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured, how, and how noisily.
+
+    Attributes
+    ----------
+    operator : see `physics.operators`.
+    y : measurement, its first axis the batch (1 broadcasts).
+    s2 : noise variance per real number: one, or a map shaped like `y`.
+    """
+
+    operator: Operator
+    y: Tensor
+    s2: Scalar
+    _weight: Tensor = field(init=False, repr=False)  # of each measured number; sums to 1
+    _power: Tensor = field(init=False, repr=False)  # weighted mean of diag(A A^T)
+    _mean_s2: Tensor = field(init=False, repr=False)  # weighted mean of s2
+
+    def __post_init__(self) -> None:
+        """Find out which numbers were measured, and how strongly A passes white noise."""
+        like = self.operator.A_adjoint(self.y[:1])
+        probe = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        seen = self.operator.A(probe)
+        s2 = torch.as_tensor(self.s2, dtype=like.dtype, device=like.device)
+        s2 = s2 + torch.zeros_like(seen.real)
+        weight = (seen.abs() > 0).to(like.dtype)
+        if isinstance(self.s2, Tensor) and self.s2.numel() > 1:
+            weight = weight / s2.clamp(min=1e-12 * s2.amax())  # noisy pixels tell less
+        numbers = weight.sum((1, 2, 3), keepdim=True) * (2 if seen.is_complex() else 1)
+        weight = weight / numbers
+        object.__setattr__(self, "_weight", weight)
+        object.__setattr__(self, "_power", inner(seen * weight, seen))
+        object.__setattr__(self, "_mean_s2", inner(s2, weight) * (2 if seen.is_complex() else 1))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """`y - A x`."""
+        return self.y - self.operator.A(x)
+
+    def correction(self, residual: Tensor, r2: Scalar) -> Tensor:
+        """`A^T (s2 + r2 A A^T)^-1 residual`, in image space."""
+        return self.operator.A_adjoint(solve(self.operator, self.s2, r2, residual))
+
+    def line_search(self, residual: Tensor, pull: Tensor, move: Tensor) -> Tensor:
+        """Best length `(b, 1, 1, 1)` of a move `C pull`, with C the covariance of x0 given x.
+
+        Minimises |residual - a A move|^2 / s2 + a^2 move^T C^-1 move over a: one step of
+        conjugate gradients on the exact posterior mean.
+        """
+        seen = self.operator.A(move)
+        weighted = seen * (self._mean_s2 / self.s2) if isinstance(self.s2, Tensor) else seen
+        prior = self._mean_s2 * inner(move, pull).clamp(min=0)
+        length: Tensor = inner(residual, weighted).clamp(min=0) / (
+            inner(seen, weighted) + prior
+        ).clamp(min=1e-30)
+        return length
+
+    def variance(self, residual: Tensor, sigma: Tensor) -> Tensor:
+        """Variance `(b, 1, 1, 1)` of x0 given x, told from the residual; at most sigma^2."""
+        found: Tensor = (inner(residual * self._weight, residual) - self._mean_s2) / self._power
+        return torch.maximum(torch.minimum(found, sigma**2), 1e-6 * sigma**2)
+
+
+def dmps(denoise: Denoiser, measurement: Measurement, weight: float = 1.0) -> Denoiser:
+    """Guide by the flat-prior likelihood; one linear solve and no back-propagation a step.
+
+    Parameters
+    ----------
+    weight : the paper's lambda. 1 is Bayes under the flat prior; the paper takes 1.75 with an
+        ancestral sampler.
+
+    Source: Meng and Kabashima 2022, Eq. 13, in sigma.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
+        r2 = per_item(sigma, x) ** 2
+        pull = measurement.correction(measurement.residual(x), r2)
+        return denoise(x, sigma, cond, step) + weight * r2 * pull
+
+    return guided
+
+
+def ddnm(denoise: Denoiser, measurement: Measurement) -> Denoiser:
+    """Replace x0_hat by the mean of x0 given x and y, were the error of x0_hat white.
+
+    Exact for a white Gaussian prior. Source: Wang et al. 2023 (DDNM), with noise by the linear
+    Gaussian update instead of their hand-made scaling.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
+        x0_hat = denoise(x, sigma, cond, step)
+        residual = measurement.residual(x0_hat)
+        v = measurement.variance(residual, per_item(sigma, x))
+        return x0_hat + v * measurement.correction(residual, v)
+
+    return guided
+
+
+def dps(denoise: Denoiser, measurement: Measurement) -> Denoiser:
+    """Follow the likelihood's gradient through the network: one backward pass a step.
+
+    The likelihood is `N(y; A x0_hat(x), s2 + v A A^T)`; Chung et al. 2023 have the identity times a
+    hand-tuned constant in its place. The length of the move is then searched exactly, since
+    `sigma^2 d x0_hat / d x` is the covariance of x0 given x: without it, too small a v (and v
+    shrinks as the fit improves) would pull too hard and eat the spread.
+
+    Source: their Eq. 10; Song et al. 2023 (PiGDM), Eq. 8.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            x0_hat = denoise(x, sigma, cond, step)
+            fixed = x0_hat.detach()
+            residual = measurement.residual(fixed)
+            level = per_item(sigma, fixed)
+            v = measurement.variance(residual, level)
+            pull = measurement.correction(residual, v)
+            (gradient,) = torch.autograd.grad(x0_hat, x, pull)
+        move = level**2 * gradient
+        return fixed + measurement.line_search(residual, pull, move) * move
+
+    return guided
+
+
+Guidance = Callable[[Denoiser, Measurement], Denoiser]
+
+GUIDANCE: dict[str, Guidance] = {"dmps": dmps, "ddnm": ddnm, "dps": dps}
