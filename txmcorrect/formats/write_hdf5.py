@@ -15,6 +15,7 @@ from txmcorrect.formats.write_slabs import GZIP, Frames32, Slabs
 from txmcorrect.scan import FloatArray
 
 Progress = Callable[[int, int], None]
+NXTOMO_VERSION = 2.1  # of the application definition, as the nxtomo package counts
 BLANKS = 2  # frames of ones and of zeros: with a single one dxchange takes values from metadata
 
 
@@ -60,6 +61,7 @@ def write_nxtomo(path: Path, stored: Stored, process: Process, progress: Progres
     with h5py.File(path, "w") as file:
         file.attrs.update(NX_class="NXroot", default="entry")
         entry = _nx_group(file, "entry", "NXentry", default="data")
+        entry.attrs["version"] = NXTOMO_VERSION
         entry["definition"] = "NXtomo"
         detector = _nx_group(_nx_group(entry, "instrument", "NXinstrument"), "detector")
         data = _create_stack(detector, "data", stored.slabs, n + 2)
