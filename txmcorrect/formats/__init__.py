@@ -12,6 +12,7 @@ import numpy as np
 from txmcorrect.errors import FormatError
 from txmcorrect.formats import exchange, hdf5, nxtomo
 from txmcorrect.formats.folder import open_folder, readable_files
+from txmcorrect.formats.inputs import open_mat, open_nifti, open_png
 from txmcorrect.formats.npy import open_npy
 from txmcorrect.formats.source import Where, sniff, unknown_file
 from txmcorrect.formats.tiff import open_tiff
@@ -38,6 +39,9 @@ READERS: dict[str, Callable[[Path], Scan]] = {
     "xradia": open_xradia,
     "tiff": open_tiff,
     "npy": open_npy,
+    "png": open_png,
+    "mat": open_mat,
+    "nifti": open_nifti,
 }
 
 

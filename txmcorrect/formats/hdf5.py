@@ -60,7 +60,7 @@ class Hdf5Frames:
         with open_hdf5(self.path) as file:
             data = file[self.name]
             try:
-                block = data[start:stop] if data.ndim == 3 else data[np.newaxis][start:stop]
+                block = data[start:stop] if data.ndim == 3 else data[()][np.newaxis][start:stop]
             except OSError as error:
                 raise FormatError(
                     f"{self.path}: frames {start} to {stop - 1} of {self.name} cannot be read ({error})"

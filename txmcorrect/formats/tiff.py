@@ -89,10 +89,19 @@ def _describe(path: Path, file: tifffile.TiffFile) -> tuple[TiffFrames, float]:
     offset = series.dataoffset if len(pages) == 1 else None
     stored = page.dtype.newbyteorder(file.byteorder) if offset is not None else page.dtype
     frames = TiffFrames(path, (n, h, w), stored, offset)
-    if _end_of_data(file, frames) > path.stat().st_size:
+    if _is_cut(file) or _end_of_data(file, frames) > path.stat().st_size:
         raise FormatError(f"{path}: truncated TIFF file; copy it again")
     date = posix_seconds(str(page.tags.valueof("DateTime", "")), "%Y:%m:%d %H:%M:%S")
     return frames, date
+
+
+def _is_cut(file: tifffile.TiffFile) -> bool:
+    """Whether the chain of pages leads on from the last page that could be read."""
+    after = file.pages.next_page_offset
+    if after is None:
+        return False
+    file.filehandle.seek(after)
+    return any(file.filehandle.read(file.tiff.offsetsize))
 
 
 def _end_of_data(file: tifffile.TiffFile, frames: TiffFrames) -> int:
