@@ -42,7 +42,7 @@ import sys, numpy as np
 from basicpy import BaSiC
 frames = np.load(sys.argv[1])["frames"]
 basic = BaSiC(get_darkfield=False)
-basic.autotune(frames, early_stop=True, n_iter=30)
+basic.autotune_hillclimbing(frames, n_iter=30, random_state=0)
 basic.fit(frames)
 np.save(sys.argv[2], np.log(np.maximum(basic.flatfield, 1e-3)).astype(np.float32))
 """

@@ -21,8 +21,10 @@ from txmcorrect.baselines.contract import (
     scale_to_current,
 )
 
-SMOOTH_FRACTION = 1 / 8  # of the frame's long side: wider than most objects, narrower than the beam
-DETECTOR_PX = 3.0  # what is finer than this belongs to the detector and does not move
+SMOOTH_FRACTION = (
+    1 / 4
+)  # of the frame's long side: wider than most objects, as narrow as the drift needs
+DETECTOR_PX = 6.0  # what is finer than this belongs to the detector and does not move
 
 
 def no_correction(problem: Problem) -> Estimate:

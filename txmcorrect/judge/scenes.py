@@ -16,6 +16,7 @@ from txmcorrect.baselines.contract import Array, Flats, Image, Problem
 from txmcorrect.simulate import SimulatedScan, simulate_scan
 
 Kind = Literal["mosaic-sparse", "mosaic-dense", "tomo", "film"]
+Drift = Literal["slow", "medium", "fast"]
 References = Literal["bank+stale", "before-after", "stale", "none", "fresh"]
 FIRST_SEED = 900_000  # benchmark seeds start here
 FRAMES = 16
@@ -26,7 +27,7 @@ class Setting:
     """One cell of the benchmark: what is imaged, how the beam drifts, what references exist."""
 
     kind: Kind = "mosaic-sparse"
-    drift: Literal["slow", "medium", "fast"] = "medium"
+    drift: Drift = "medium"
     counts: float = 5000.0
     references: References = "bank+stale"
     shape: tuple[int, int] = (256, 256)

@@ -1,0 +1,224 @@
+"""Run methods over benchmark cells, one JSON file a cell; what is there is not run again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from txmcorrect.baselines import (
+    BAD,
+    PEERS,
+    Method,
+    NotApplicableError,
+    gain_error,
+    oracle,
+    over_smoothed,
+)
+from txmcorrect.errors import TxmError
+from txmcorrect.judge.checks import CHECKS, Finding, judge
+from txmcorrect.judge.scenes import (
+    Drift,
+    Kind,
+    References,
+    Scene,
+    Setting,
+    describe,
+    simulated_scene,
+)
+
+VERSION = 1  # of the judge; cells of another version are run again
+DRIFTS: tuple[Drift, ...] = ("slow", "medium", "fast")
+KINDS: tuple[Kind, ...] = ("mosaic-sparse", "mosaic-dense", "tomo", "film")
+REFERENCES: tuple[References, ...] = ("bank+stale", "before-after", "stale", "none", "fresh")
+
+# Methods that need the truth of the scene they run on.
+KNOWING: dict[str, Callable[..., Method]] = {
+    "oracle": oracle,
+    "bad:gain-error": gain_error,
+    "bad:over-smoothed": over_smoothed,
+}
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which settings, and how many seeds of each."""
+
+    settings: tuple[Setting, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one method did on one scene."""
+
+    setting: str
+    seed: int
+    method: str
+    findings: dict[str, Finding] = field(default_factory=dict)
+    skipped: str = ""
+    error: str = ""
+    seconds: float = 0.0
+
+    def figure(self, check: str, name: str) -> float:
+        """One figure, NaN where it was not measured."""
+        finding = self.findings.get(check)
+        return float("nan") if finding is None else finding.figures.get(name, float("nan"))
+
+
+def _core() -> tuple[Setting, ...]:
+    return tuple(Setting(kind, references=r) for kind, r in product(KINDS, REFERENCES))
+
+
+def _grid() -> tuple[Setting, ...]:
+    everything = product(KINDS, DRIFTS, (5000.0, 20000.0), REFERENCES)
+    return tuple(Setting(*cell) for cell in everything)
+
+
+SMALL = (96, 96)
+PLANS: dict[str, Plan] = {
+    # Under five minutes on two cores, all peers and checks included.
+    "quick": Plan(
+        (
+            Setting("mosaic-sparse", "medium", 5000.0, "bank+stale", SMALL),
+            Setting("mosaic-dense", "medium", 5000.0, "none", SMALL),
+            Setting("tomo", "medium", 5000.0, "before-after", SMALL),
+            Setting("film", "medium", 5000.0, "fresh", SMALL),
+        ),
+        3,
+    ),
+    "core": Plan(_core(), 10),
+    "grid": Plan(_grid(), 3),
+    "shapes": Plan(
+        tuple(
+            Setting(kind, shape=shape)
+            for kind, shape in product(KINDS[:3], ((1024, 1024), (250, 330), (2, 640)))
+        ),
+        2,
+    ),
+}
+
+
+def methods_for(scene: Scene, candidates: Mapping[str, Method]) -> dict[str, Method]:
+    """Candidates, peers, and the methods that know this scene's truth, good and bad."""
+    knowing = {k: f(scene.truth.log_background, scene.truth.additive) for k, f in KNOWING.items()}
+    return {**PEERS, **candidates, **knowing, **BAD}
+
+
+def run_plan(
+    folder: Path,
+    plan: Plan,
+    candidates: Mapping[str, Method] | None = None,
+    only: tuple[str, ...] = (),
+    first_seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Cell]:
+    """Fill in the cells that are missing and return all.
+
+    Parameters
+    ----------
+    folder : keeps `cells/SETTING/SEED/METHOD.json`, each written at once or not at all.
+    candidates : methods beside the peers; a name must change when what it names does, because a
+    cell that exists is not run again. only : names to run; all where empty.
+    """
+    return run_scenes(folder, _scenes(plan, first_seed), candidates or {}, only, progress)
+
+
+def _scenes(plan: Plan, first_seed: int) -> list[tuple[str, int, Callable[[], Scene]]]:
+    def maker(setting: Setting, seed: int) -> Callable[[], Scene]:
+        return lambda: simulated_scene(setting, seed)
+
+    seeds = range(first_seed, first_seed + plan.seeds)
+    return [(s.name, seed, maker(s, seed)) for s, seed in product(plan.settings, seeds)]
+
+
+def run_scenes(
+    folder: Path,
+    scenes: list[tuple[str, int, Callable[[], Scene]]],
+    candidates: Mapping[str, Method],
+    only: tuple[str, ...] = (),
+    progress: Progress | None = None,
+    checks: tuple[str, ...] = tuple(CHECKS),
+) -> list[Cell]:
+    """Run methods over scenes given as (name, seed, how to make it); a scene is made if needed."""
+    names = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
+    cells = []
+    for i, (name, seed, make) in enumerate(scenes):
+        if progress:
+            progress(f"{name} seed {seed}", i, len(scenes))
+        paths = {m: cell_path(folder, name, seed, m) for m in names}
+        known = {m: cell for m, path in paths.items() if (cell := read_cell(path))}
+        missing = [m for m in names if m not in known]
+        if missing:
+            scene = make()
+            methods = methods_for(scene, candidates)
+            for m in missing:
+                known[m] = run_cell(methods[m], m, scene, checks)
+                write_cell(paths[m], known[m])
+        cells += [known[m] for m in names]
+    return cells
+
+
+def run_cell(
+    method: Method, name: str, scene: Scene, checks: tuple[str, ...] = tuple(CHECKS)
+) -> Cell:
+    """Judge one method on one scene; a method that cannot run there says why."""
+    start = time.perf_counter()
+    cell: dict[str, Any] = {"setting": scene.name, "seed": scene.seed, "method": name}
+    try:
+        findings = judge(method, scene, checks)
+    except NotApplicableError as reason:
+        return Cell(**cell, skipped=str(reason))
+    except TxmError as error:
+        return Cell(**cell, error=str(error))
+    return Cell(**cell, findings=findings, seconds=round(time.perf_counter() - start, 3))
+
+
+def cell_path(folder: Path, setting: str, seed: int, method: str) -> Path:
+    """Where a cell is kept; a colon in a method's name becomes a dash."""
+    return folder / "cells" / setting / f"{seed:03d}" / f"{method.replace(':', '-')}.json"
+
+
+def write_cell(path: Path, cell: Cell) -> None:
+    """Write at once or not at all; figures that are not finite become null."""
+    findings = {
+        name: {"passed": f.passed, "figures": {k: _finite(v) for k, v in f.figures.items()}}
+        for name, f in cell.findings.items()
+    }
+    body = {"version": VERSION, **vars(cell), "findings": findings}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(body, indent=1))
+    part.replace(path)
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def read_cell(path: Path) -> Cell | None:
+    """The cell, or None where it is missing or of another version of the judge."""
+    if not path.exists():
+        return None
+    body = json.loads(path.read_text())
+    if body.pop("version") != VERSION:
+        return None
+    nan = float("nan")
+    body["findings"] = {
+        name: Finding(f["passed"], {k: nan if v is None else v for k, v in f["figures"].items()})
+        for name, f in body["findings"].items()
+    }
+    return Cell(**body)
+
+
+def iterate_settings(plan: Plan) -> Iterator[dict[str, Any]]:
+    """The plan's settings as JSON can hold them."""
+    return (describe(setting) for setting in plan.settings)

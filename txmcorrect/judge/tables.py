@@ -1,0 +1,210 @@
+"""Cells -> Markdown tables and one JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from txmcorrect.judge.bench import Cell
+from txmcorrect.judge.checks import CRITICAL
+from txmcorrect.judge.statistics import Interval, mean_interval, paired_difference, wins
+
+Group = dict[str, dict[str, list[Cell]]]  # setting -> method -> cells
+
+HEAD = (
+    "| method | background error % | vs best peer | PSNR dB | SSIM | gain % | slope <=64 px | slope >64 px "
+    "| elsewhere % | null % | swap % | leak | flags r/p | fails |"
+)
+LEGEND = """\
+Background error: rms of the noise-free log error with its mean removed; +- is the 95 % interval over
+seeds. *In parentheses*: the method does not preserve the sample (slopes, elsewhere, swap or leak out
+of bounds), so its flatness does not count. PSNR (data range 1) and SSIM after one scale factor for
+the scan; the oracle's is what photon noise leaves. Gain: of those that vouch for an absolute scale.
+Slopes: recovered on true log-change of implants, the worst of all seeds. Null: worst octave of what
+is not shot noise in corrected flats. Swap and leak: change of the background when the neighbours show other
+samples. Flags: recall/precision on planted failures.
+"""
+
+
+def group(cells: Iterable[Cell]) -> Group:
+    """Cells by setting and method, in the order they come."""
+    groups: Group = {}
+    for cell in cells:
+        groups.setdefault(cell.setting, {}).setdefault(cell.method, []).append(cell)
+    return groups
+
+
+def by_seed(cells: list[Cell], check: str, figure: str) -> dict[int, float]:
+    """One figure of one method, by seed; absent where it did not run."""
+    return {c.seed: c.figure(check, figure) for c in cells if c.findings}
+
+
+def interval(cells: list[Cell], check: str, figure: str) -> Interval:
+    """Mean and interval of one figure over seeds."""
+    return mean_interval(list(by_seed(cells, check, figure).values()))
+
+
+def failed(cells: list[Cell]) -> list[str]:
+    """Critical checks that failed on any seed, with how often."""
+    out = []
+    for check in CRITICAL:
+        count = sum(c.findings[check].passed is False for c in cells if check in c.findings)
+        if count:
+            out.append(f"{check} {count}/{sum(bool(c.findings) for c in cells)}")
+    return out
+
+
+def preserves(cells: list[Cell]) -> bool:
+    """Whether the sample survived on every seed, so that flatness counts."""
+    return all(
+        c.findings[check].passed is not False
+        for c in cells
+        for check in ("preservation", "neighbours")
+        if check in c.findings
+    )
+
+
+def is_peer(method: str) -> bool:
+    """Neither the oracle nor a deliberately bad method."""
+    return method != "oracle" and not method.startswith("bad:")
+
+
+def best_peer(methods: dict[str, list[Cell]]) -> str | None:
+    """The method of smallest mean background error, preserving or not."""
+    error = {
+        name: interval(cells, "quality", "log_rms").mean
+        for name, cells in methods.items()
+        if is_peer(name) and any(c.findings for c in cells)
+    }
+    return min(error, key=lambda name: error[name]) if error else None
+
+
+def setting_table(methods: dict[str, list[Cell]]) -> str:
+    """The table of one setting."""
+    best = best_peer(methods)
+    rows = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
+    left_out = []
+    for name, cells in methods.items():
+        if any(c.findings for c in cells):
+            rows.append(_row(name, cells, methods[best] if best else []))
+        else:
+            left_out.append(f"{name}: {cells[0].skipped or cells[0].error}")
+    notes = "".join(f"\n- not run, {note}" for note in left_out)
+    return "\n".join(rows) + ("\n" + notes if notes else "")
+
+
+def _row(name: str, cells: list[Cell], best: list[Cell]) -> str:
+    error = interval(cells, "quality", "log_rms")
+    text = f"{100 * error.mean:.2f}" + (f" +- {100 * error.half_width:.2f}" if error.n > 1 else "")
+    ours, theirs = (by_seed(c, "quality", "log_rms") for c in (cells, best))
+    difference, (won, of) = paired_difference(ours, theirs), wins(ours, theirs)
+    against = f"{100 * difference.mean:+.2f} ({won}/{of})" if cells is not best else "best"
+    worst_small, worst_large = (_worst_slope(cells, large) for large in (False, True))
+    columns = [
+        name,
+        text if preserves(cells) else f"*({text})*",
+        against,
+        _number(interval(cells, "quality", "psnr_scaled").mean, 1),
+        _number(interval(cells, "quality", "ssim").mean, 3),
+        _number(100 * interval(_vouching(cells), "gain", "absolute_gain").mean, 2),
+        _number(worst_small, 3),
+        _number(worst_large, 3),
+        _number(100 * _worst(cells, "preservation", "elsewhere"), 2),
+        _number(100 * _worst(cells, "null", "excess_"), 2),
+        _number(100 * _worst(cells, "neighbours", "swap"), 2),
+        _number(_worst(cells, "neighbours", "leak"), 3),
+        f"{_number(interval(cells, 'flags', 'recall').mean, 2)}/"
+        f"{_number(interval(cells, 'flags', 'precision').mean, 2)}",
+        ", ".join(failed(cells)) or "-",
+    ]
+    return "| " + " | ".join(columns) + " |"
+
+
+def _vouching(cells: list[Cell]) -> list[Cell]:
+    return [c for c in cells if "gain" in c.findings and c.findings["gain"].passed is not None]
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else ""
+
+
+def _worst(cells: list[Cell], check: str, figure: str) -> float:
+    """Largest value over seeds of a figure, or of all whose name begins so (with `_` at the end)."""
+    values = [
+        v
+        for c in cells
+        if check in c.findings
+        for k, v in c.findings[check].figures.items()
+        if (k.startswith(figure) if figure.endswith("_") else k == figure)
+    ]
+    finite = [v for v in values if math.isfinite(v)]
+    return max(finite) if finite else float("nan")
+
+
+def _worst_slope(cells: list[Cell], large: bool) -> float:
+    """The slope farthest from one, of sizes up to 64 pixels or above."""
+    values = [
+        v
+        for c in cells
+        if "preservation" in c.findings
+        for k, v in c.findings["preservation"].figures.items()
+        if k.startswith("slope_")
+        and (int(k.removeprefix("slope_")) > 64) is large
+        and math.isfinite(v)
+    ]
+    return max(values, key=lambda v: abs(v - 1)) if values else float("nan")
+
+
+def summary_table(groups: Group) -> str:
+    """Background error in per cent: methods down, settings across."""
+    settings = list(groups)
+    names = list(dict.fromkeys(m for methods in groups.values() for m in methods))
+    rows = ["| method | " + " | ".join(s.replace("_", " ") for s in settings) + " |"]
+    rows.append("|" + "---|" * (len(settings) + 1))
+    for name in names:
+        cells = [groups[s].get(name, []) for s in settings]
+        if any(c.findings for one in cells for c in one):
+            rows.append(f"| {name} | " + " | ".join(_summary(one) for one in cells) + " |")
+    return "\n".join(rows)
+
+
+def _summary(cells: list[Cell]) -> str:
+    error = interval(cells, "quality", "log_rms")
+    if error.n == 0:
+        return ""
+    text = f"{100 * error.mean:.2f}" + (f" +- {100 * error.half_width:.2f}" if error.n > 1 else "")
+    return text if preserves(cells) else f"*({text})*"
+
+
+def markdown(cells: list[Cell]) -> str:
+    """The whole report as Markdown."""
+    groups = group(cells)
+    parts = ["# Comparison of background corrections", LEGEND, summary_table(groups)]
+    for setting, methods in groups.items():
+        parts += [f"## {setting.replace('_', ' ')}", setting_table(methods)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(cells: list[Cell]) -> dict[str, Any]:
+    """Means and intervals of every figure, by setting and method."""
+    out: dict[str, Any] = {}
+    for setting, methods in group(cells).items():
+        for name, own in methods.items():
+            ran = [c for c in own if c.findings]
+            entry = out.setdefault(setting, {}).setdefault(name, {})
+            if not ran:
+                entry["not_run"] = own[0].skipped or own[0].error
+                continue
+            entry["seeds"] = [c.seed for c in ran]
+            entry["seconds"] = float(np.mean([c.seconds for c in ran]))
+            entry["fails"] = failed(ran)
+            for check, finding in ran[0].findings.items():
+                for figure in sorted({k for c in ran for k in c.findings[check].figures}, key=str):
+                    i = interval(ran, check, figure)
+                    values = [i.mean, i.low, i.high]
+                    entry[f"{check}.{figure}"] = [v if math.isfinite(v) else None for v in values]
+                del finding
+    return out
