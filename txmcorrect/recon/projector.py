@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,33 +103,66 @@ def smear(beam: Beam, size: int, sinograms: Tensor) -> Tensor:
     """
     _expect(sinograms, (len(beam.theta), beam.width))
 
-    def touch(views: slice, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        index, upper = _split(beam.shadow(views, x, y), beam.width, 1)
-        scale = beam.magnification(views, x, y).square()
-        return index, [(1 - upper).mul_(scale), upper.mul_(scale)]
-
     def forward(flat: Tensor) -> Tensor:
-        return _gather_pixels(beam, size, flat, 1, touch)
+        return _gather_pixels(beam, size, flat, 1, partial(_interpolate, beam))
 
     return _slices_innermost(sinograms, forward)
 
 
+def smear_at(beam: Beam, x: Tensor, y: Tensor, sinograms: Tensor) -> Tensor:
+    """Do what `smear` does, at some points only.
+
+    Parameters
+    ----------
+    x, y : `(p,)` pixels from the axis. sinograms : `(z, n_theta, width)`.
+
+    Returns
+    -------
+    `(z, p)` float32.
+    """
+    _expect(sinograms, (len(beam.theta), beam.width))
+    table = _padded(sinograms.permute(1, 2, 0).float().contiguous(), 1).flatten(0, 1)
+    n = max(1, ENTRIES // len(beam.theta))
+    parts = [
+        _gather(beam, table, 1, partial(_interpolate, beam), x_part, y_part)
+        for x_part, y_part in zip(
+            torch.split(x[:, None], n), torch.split(y[:, None], n), strict=True
+        )
+    ]
+    return torch.cat(parts).T
+
+
+def _interpolate(beam: Beam, views: slice, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Detector pixels around each shadow, with the weights of linear interpolation."""
+    index, upper = _split(beam.shadow(views, x, y), beam.width, 1)
+    scale = beam.magnification(views, x, y).square()
+    return index, [(1 - upper).mul_(scale), upper.mul_(scale)]
+
+
 def _gather_pixels(beam: Beam, size: int, sinograms: Tensor, reach: int, touch: Touch) -> Tensor:
-    """Sum what `touch` names, block by block: `(n_theta, width, z)` to `(size, size, z)`."""
-    n_theta, stride = len(beam.theta), beam.width + 4 * reach - 1
+    """Sum what `touch` names for every pixel: `(n_theta, width, z)` to `(size, size, z)`."""
     table = _padded(sinograms, reach).flatten(0, 1)
-    first = torch.arange(n_theta, device=table.device, dtype=torch.int32) * stride
     grid = torch.arange(size, device=table.device) - (size - 1) / 2
     out = sinograms.new_empty((size, size, sinograms.shape[-1]))
-    for rows in _slices(size, max(1, ENTRIES // (size * n_theta))):
-        total = out.new_zeros(())
-        for views in _slices(n_theta, max(1, ENTRIES // size)):
-            index, weights = touch(views, grid[:, None], grid[rows, None, None])
-            index += first[views]
-            weights = [w.expand(index.shape).flatten(0, 1) for w in weights]
-            total = total + _weighted_sum(table, index.flatten(0, 1), weights)
+    for rows in _slices(size, max(1, ENTRIES // (size * len(beam.theta)))):
+        total = _gather(beam, table, reach, touch, grid[:, None], grid[rows, None, None])
         out[rows] = total.reshape(-1, size, out.shape[-1])
     return out
+
+
+def _gather(beam: Beam, table: Tensor, reach: int, touch: Touch, x: Tensor, y: Tensor) -> Tensor:
+    """Sum over views what `touch` names for points whose `x`, `y` broadcast: `(points, z)`."""
+    n_theta, stride = len(beam.theta), beam.width + 4 * reach - 1
+    first = torch.arange(n_theta, device=table.device, dtype=torch.int32) * stride
+    total = table.new_zeros(())
+    for views in _slices(n_theta, max(1, ENTRIES // len(x))):
+        index, weights = touch(views, x, y)
+        index = (index + first[views]).flatten(0, -2)
+        shape = (*torch.broadcast_shapes(x.shape, y.shape)[:-1], index.shape[-1])
+        total = total + _weighted_sum(
+            table, index, [w.expand(shape).flatten(0, -2) for w in weights]
+        )
+    return total
 
 
 def _padded(lines: Tensor, reach: int) -> Tensor:
