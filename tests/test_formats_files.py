@@ -63,6 +63,12 @@ def test_tiff_stacks(tmp_path, stack, dtype, how):
     )
 
 
+def test_our_own_tiff_counts_as_corrected(tmp_path, stack):
+    note = json.dumps({"txmcorrect": {"scale": "relative"}})
+    tifffile.imwrite(tmp_path / "a.tif", stack, description=note, metadata=None)
+    assert open_scan(tmp_path / "a.tif").corrected_by == "txmcorrect"
+
+
 def test_folder_in_natural_order(tmp_path, stack):
     scan = open_scan(write_tiffs(tmp_path / "tiles", stack))
     assert scan.names[:3] == ("t_8.tif", "t_9.tif", "t_10.tif")

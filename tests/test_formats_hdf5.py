@@ -84,6 +84,19 @@ def test_references_without_flats_are_the_data_themselves(tmp_path, stack):
     np.testing.assert_array_equal(group.current_ma, np.arange(1, 10))
 
 
+def test_file_of_references_alone(tmp_path, stack):
+    with h5py.File(tmp_path / "refs.h5", "w") as file:
+        file["/exchange/data_white"], file["/exchange/data_dark"] = stack, stack[:2]
+        file["/exchange/time"] = np.arange(9.0) + 1e9
+        file["/measurement/instrument/source/current"] = np.arange(1, 10)
+        file["/measurement/instrument/detector/exposure_time"] = 0.5
+    (group,) = open_references(tmp_path / "refs.h5")
+    np.testing.assert_array_equal(group.time_s, np.arange(9.0) + 1e9)
+    np.testing.assert_array_equal(group.current_ma, np.arange(1, 10))
+    np.testing.assert_array_equal(group.exposure_s, 0.5)
+    np.testing.assert_array_equal(group.darks.read(0, 2), stack[:2])
+
+
 @pytest.mark.parametrize(
     ("units", "factor", "warned"),
     [("degrees", np.pi / 180, False), ("deg", np.pi / 180, False), ("rad", 1, False),

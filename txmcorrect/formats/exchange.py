@@ -136,7 +136,8 @@ def _references(file: h5py.File, path: Path, where: Where, n: int) -> References
     if frames is None:
         return None
     m = frames.shape[0]
-    is_white = frames.name == (where.flat or FLAT) and frames.name != (where.data or DATA)
+    data = where.data or DATA
+    is_white = frames.name != data and data in file  # else the file is about references alone
     before, time = _flat_order(file, frames.name, n, m) if is_white else (None, _time(file, m))
     return References(
         frames=frames,

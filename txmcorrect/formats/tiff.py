@@ -113,6 +113,16 @@ def _end_of_data(file: tifffile.TiffFile, frames: TiffFrames) -> int:
 
 
 def open_tiff(path: Path) -> Scan:
-    """Describe one TIFF stack; a bare TIFF says nothing but its frames."""
+    """Describe one TIFF stack; beyond its frames it says whether we wrote it."""
     frames, _ = tiff_frames(path)
-    return Scan(path=path, format="tiff", projections=frames, warnings=empty_warning(frames))
+    with tifffile.TiffFile(path) as file:
+        ours = str(file.pages.first.tags.valueof("ImageDescription", "")).startswith(
+            '{"txmcorrect"'
+        )
+    return Scan(
+        path=path,
+        format="tiff",
+        projections=frames,
+        corrected_by="txmcorrect" if ours else "",
+        warnings=empty_warning(frames),
+    )
