@@ -22,7 +22,7 @@ from txmcorrect.baselines import (
     over_smoothed,
 )
 from txmcorrect.errors import TxmError
-from txmcorrect.judge.checks import CHECKS, Finding, judge
+from txmcorrect.judge.checks import CHECKS, judge
 from txmcorrect.judge.scenes import (
     Drift,
     Kind,
@@ -32,6 +32,7 @@ from txmcorrect.judge.scenes import (
     describe,
     simulated_scene,
 )
+from txmcorrect.judge.trial import Finding
 
 VERSION = 1  # of the judge; cells of another version are run again
 DRIFTS: tuple[Drift, ...] = ("slow", "medium", "fast")

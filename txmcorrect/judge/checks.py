@@ -6,7 +6,6 @@ No flatness counts without preservation: a method that erases the sample is perf
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.fft
@@ -25,6 +24,8 @@ from txmcorrect.baselines.references import no_correction
 from txmcorrect.judge import implants as implant
 from txmcorrect.judge.failures import LEAST_FRAMES, plant_failures
 from txmcorrect.judge.scenes import Scene, empty, swap_neighbours, with_wrong_bank
+from txmcorrect.judge.tomogram import check_slices
+from txmcorrect.judge.trial import Finding, Trial, log_error, start_trial
 
 SLOPE_SMALL = 0.02  # preservation: slopes within 1 +- this up to 64 pixels
 SLOPE_LARGE = 0.05  # and within 1 +- this above
@@ -42,38 +43,6 @@ CRITICAL = (
     "swap",
     "leak",
 )  # a method that fails one is not trusted
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check measured; `passed` is None where the check says nothing about this method."""
-
-    passed: bool | None
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One method on one scene, with its plain estimate, which most checks start from."""
-
-    method: Method
-    scene: Scene
-    estimate: Estimate
-
-    @property
-    def lit(self) -> NDArray[np.bool_]:
-        """Pixels that count, `(h, w)`."""
-        return self.scene.problem.lit
-
-
-def start_trial(method: Method, scene: Scene) -> Trial:
-    """Run the method once, as it is meant to be used."""
-    return Trial(method, scene, method(scene.problem))
-
-
-def log_error(estimate: Estimate, scene: Scene) -> Array:
-    """Log of found over true background `(n, h, w)`."""
-    return np.asarray(estimate.log_background - scene.truth.log_background)
 
 
 def _unscaled(change: Array, estimate: Estimate, lit: NDArray[np.bool_]) -> Array:
@@ -126,13 +95,18 @@ def check_gain(trial: Trial) -> Finding:
 
 def check_preservation(trial: Trial) -> Finding:
     """Multiply known objects into the raw frames; find them again after correction."""
-    problem = trial.scene.problem
-    objects = implant.draw_implants(problem.shape, trial.scene.seed)
-    after = trial.method(implant.implant_into(problem, objects))
-    change = after.log_background - trial.estimate.log_background
-    change = _unscaled(change, trial.estimate, trial.lit)
-    slopes = implant.slopes(implant.recovered(objects, change, trial.lit))
-    outside = implant.elsewhere_rms(objects, change, trial.lit)
+    return preservation_finding(trial.method, trial.scene.problem, trial.estimate, trial.scene.seed)
+
+
+def preservation_finding(
+    method: Method, problem: Problem, estimate: Estimate, seed: int
+) -> Finding:
+    """The same for frames without truth: only the change that implants cause is looked at."""
+    objects = implant.draw_implants(problem.shape, seed)
+    after = method(implant.implant_into(problem, objects))
+    change = _unscaled(after.log_background - estimate.log_background, estimate, problem.lit)
+    slopes = implant.slopes(implant.recovered(objects, change, problem.lit))
+    outside = implant.elsewhere_rms(objects, change, problem.lit)
     figures = {f"slope_{size}": value for size, value in slopes.items()} | {"elsewhere": outside}
     return Finding(slopes_pass(slopes) and outside < ELSEWHERE, figures)
 
@@ -302,6 +276,7 @@ CHECKS: dict[str, Callable[[Trial], Finding]] = {
     "flags": check_flags,
     "wrong-bank": check_wrong_bank,
     "calibration": check_calibration,
+    "slices": check_slices,
 }
 
 

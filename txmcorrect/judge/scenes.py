@@ -19,7 +19,7 @@ Kind = Literal["mosaic-sparse", "mosaic-dense", "tomo", "film"]
 Drift = Literal["slow", "medium", "fast"]
 References = Literal["bank+stale", "before-after", "stale", "none", "fresh"]
 FIRST_SEED = 900_000  # benchmark seeds start here
-FRAMES = 16
+FRAMES = {"tomo": 32, "film": 16}  # mosaics have 4 x 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def simulated_scene(setting: Setting, seed: int) -> Scene:
         seed=FIRST_SEED + seed,
         family="benchmark",
         references=stored,
-        frames=FRAMES,
+        frames=FRAMES.get(setting.kind),
         bank=20 if setting.references == "bank+stale" else 0,
     )
     return Scene(setting.name, seed, problem_of(scan), truth_of(scan))
