@@ -126,6 +126,11 @@ class ReadSettings(Settings):
     angle_path: str | None = option(None, "HDF5 dataset with the angles.")
     reader: Literal["own", "dxchange"] = option("own", "Who reads: our reader, or dxchange.")
 
+    def sources(self) -> dict[str, Any]:
+        """Arguments of `open_scan` and `open_references`."""
+        names = ("data_path", "flat_path", "dark_path", "angle_path", "reader")
+        return {name: getattr(self, name) for name in names}
+
 
 class InfoSettings(ReadSettings):
     """`info`."""
@@ -260,7 +265,7 @@ class CorrectSettings(ReadSettings):
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     model: str = option("bundled", "Model file, or `bundled`.")
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How samples are drawn.")
-    steps: int = option(4, "Network evaluations a sample.", ge=1)
+    steps: int = option(8, "Network evaluations a sample.", ge=1)
     samples: int = option(
         1, "Samples of the posterior a key frame (2 or more give a spread).", ge=1
     )

@@ -68,11 +68,7 @@ def open_scan(
     FormatError : what is there cannot be read; the message says why and the way out.
     """
     path, where = Path(path), Where(data_path, flat_path, dark_path, angle_path)
-    if reader == "dxchange":
-        from txmcorrect.formats.through_dxchange import open_through_dxchange
-
-        return open_through_dxchange(path)
-    return _open(path, where)
+    return _open_through_dxchange(path) if reader == "dxchange" else _open(path, where)
 
 
 def _open(path: Path, where: Where) -> Scan:
@@ -110,24 +106,34 @@ def open_references(
     path, where = Path(path), Where(data_path, flat_path, dark_path, angle_path)
     if not path.exists():
         raise FormatError(f"{path}: no such file or folder")
-    if path.is_dir():
-        files = readable_files(path)
-        return _grouped([group for file in files for group in _references_of(file, where)])
-    return _references_of(path, where)
+    files = readable_files(path) if path.is_dir() else [path]
+    return _grouped([group for file in files for group in _references_of(file, where, reader)])
 
 
-def _references_of(path: Path, where: Where) -> tuple[References, ...]:
+def _references_of(path: Path, where: Where, reader: str) -> tuple[References, ...]:
     """All references of one file."""
-    if sniff(path) == "hdf5":
+    if reader == "own" and sniff(path) == "hdf5":
         if _is_nxtomo(path, where):
             return nxtomo.open_nxtomo_references(path)
         return exchange.open_exchange_references(path, where)
-    scan = _open(path, where)
+    if reader == "dxchange":
+        scan = _open_through_dxchange(path)
+        if scan.flats and sniff(path) == "hdf5":
+            return scan.flats
+    else:
+        scan = _open(path, where)
     if scan.corrected_by:
         raise FormatError(
             f"{path}: expected raw references, got frames corrected by {scan.corrected_by}"
         )
     return (as_references(scan),)
+
+
+def _open_through_dxchange(path: Path) -> Scan:
+    """Import the reader only for those who ask for it."""
+    from txmcorrect.formats.through_dxchange import open_through_dxchange
+
+    return open_through_dxchange(path)
 
 
 def as_references(scan: Scan) -> References:
