@@ -233,7 +233,7 @@ class TrainSettings(Settings):
     max_minutes: float | None = option(None, "Stop (resumably) after this long.", gt=0)
     batch: int = option(16, "Global batch: items per optimiser step over all processes.", ge=1)
     accumulate: int = option(1, "Micro-batches an optimiser step is split into.", ge=1)
-    lr: float = option(3e-4, "Peak learning rate.", gt=0)
+    lr: float = option(8e-4, "Peak learning rate.", gt=0)
     warmup: int = option(200, "Steps of linear warm-up.", ge=0)
     weight_decay: float = option(1e-4, "AdamW weight decay.", ge=0)
     clip: float = option(1.0, "Gradient norm limit.", gt=0)

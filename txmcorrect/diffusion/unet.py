@@ -94,8 +94,8 @@ class UNet(nn.Module):
     """U-Net over `(b, in_channels, h, w)` -> `(b, out_channels, h, w)`, any h and w.
 
     `patch` x `patch` pixels are folded into channels first (space to depth) and unfolded last, and
-    the folded input is handed to the last layer as well, so that pixel detail passes by the
-    bottleneck. Frames are padded by replication to a multiple of the coarsest cell and cropped back.
+    the folded input is handed to the last layer as well, through a gate that the noise level sets:
+    pixel detail passes by the bottleneck, pure noise does not. Frames are padded by replication to a multiple of the coarsest cell and cropped back.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class UNet(nn.Module):
                 self.grow.append(nn.Conv2d(now, now, 3, padding=1))
         self.blocks = blocks
         self.norm = _norm(now)
+        self.gate = nn.Linear(embedding, folded)
         self.last = nn.Conv2d(now + folded, out_channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
@@ -154,7 +155,8 @@ class UNet(nn.Module):
         x = F.pixel_unshuffle(x, self.patch)
         embedding = self.embed(c_noise)
         features = F.silu(self.norm(self._features(x, embedding)))
-        out = F.pixel_shuffle(self.last(torch.cat([features, x], 1)), self.patch)
+        detail = x * self.gate(embedding)[:, :, None, None]
+        out = F.pixel_shuffle(self.last(torch.cat([features, detail], 1)), self.patch)
         return out[:, :, :h, :w]
 
     def _features(self, x: Tensor, embedding: Tensor) -> Tensor:

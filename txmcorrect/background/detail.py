@@ -1,0 +1,92 @@
+"""The fixed detector pattern: what is finer than the working grid and does not move.
+
+Counts factor exactly into a coarse part and detail: `b = spread(bin(b)) * exp(detail)`. The
+network generates the coarse part, which drifts; detail sits on the detector and is the same in all
+frames, so it is estimated once, from references where there are any, or else from all frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+from txmcorrect.background.conditions import bin_mean, spread_out
+from txmcorrect.background.survey import read_counts
+from txmcorrect.scan import Frames
+
+Image = NDArray[np.float32]
+LARGEST = 0.7  # log; a pixel further from its surroundings than a factor of two is broken
+WINDOW = 5  # pixels over which signal and noise are compared
+
+
+def choose_frames(usable: NDArray[np.bool_], h: int, w: int, memory: int) -> NDArray[np.intp]:
+    """As many usable frames, spread over the scan, as the memory budget and 64 allow."""
+    index = np.flatnonzero(usable)
+    most = int(np.clip(memory // (h * w * 24), 3, 64))
+    if len(index) <= most:
+        return index
+    return index[np.linspace(0, len(index) - 1, most).round().astype(int)]
+
+
+def frame_ratio(counts: Image, factor: int) -> Image:
+    """Counts over their own coarse part, `(n, h, w)`; 0 where there is no light to compare with."""
+    frames = torch.from_numpy(np.nan_to_num(counts))
+    coarse = spread_out(bin_mean(frames, factor), factor, counts.shape[1:]).clamp_min(1e-3)
+    return (frames / coarse).clamp(0, 10).numpy()
+
+
+def detail_of(
+    frames: Frames, index: NDArray[np.intp], dark: Image, factor: int, sample_free: bool
+) -> Image:
+    """Log detail `(h, w)`, zero on average over every coarse cell.
+
+    Parameters
+    ----------
+    frames : raw. index : those to use. dark : `(h, w)`.
+    sample_free : the frames are references; otherwise the estimate is robust against samples
+    (interquartile mean over frames) and shrunk where frames disagree.
+
+    The shrinkage is an adaptive Wiener filter (Lee 1980): locally, the share of variance that
+    frames have in common. It keeps photon noise, and samples, out of the background.
+    """
+    if factor == 1:  # nothing is finer than the grid
+        return np.zeros(frames.shape[1:], np.float32)
+    ratios = np.stack(
+        [frame_ratio(read_counts(frames, int(i), int(i) + 1, dark), factor)[0] for i in index]
+    )
+    if sample_free and len(ratios) > 2:
+        common, variance = ratios.mean(0), ratios.var(0, ddof=1) / len(ratios)
+    else:
+        common, variance = _robust(ratios)
+    detail = np.log(np.clip(common, np.exp(-2 * LARGEST), np.exp(2 * LARGEST)))
+    noise = uniform_filter(variance / np.maximum(common, 0.1) ** 2, WINDOW)
+    # Power of what is seen, with no mean removed: a lone scratch is signal, not an outlier.
+    power = uniform_filter(detail**2, WINDOW)
+    keep = np.clip(1 - noise / np.maximum(power, 1e-12), 0, 1)
+    return np.asarray(detail * keep, np.float32)
+
+
+def _robust(ratios: Image) -> tuple[Image, Image]:
+    """Centre over frames and the variance of that centre, blind to samples in a minority of frames."""
+    m = len(ratios)
+    if m == 2:  # the value nearer to 1: a sample's edge moves a ratio away from it
+        a, b = ratios
+        nearer = np.where(np.abs(a - 1) < np.abs(b - 1), a, b)
+        agree = (a + b) / 2
+        spread = (a - b) ** 2 / 4
+        apart = spread > 9 * np.median(spread)
+        return np.where(apart, nearer, agree), spread
+    ordered = np.sort(ratios, axis=0)
+    cut = m // 4
+    inner = ordered[cut : m - cut]
+    centre = inner.mean(0)
+    # The inner half of a normal sample; 1.35 is its interquartile range in standard deviations.
+    width = (ordered[m - 1 - cut] - ordered[cut]) / 1.35
+    return centre, 1.2 * width**2 / m
+
+
+def broken_pixels(frames: Image) -> NDArray[np.bool_]:
+    """Pixels far from their surroundings in the median of some frames `(n, h, w)` of ratios."""
+    return np.abs(np.log(np.clip(np.median(frames, 0), 1e-3, 1e3))) > LARGEST

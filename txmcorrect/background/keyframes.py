@@ -1,0 +1,57 @@
+"""Which frames get a background of their own, and what lies between them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from txmcorrect.formats.corrected import key_weights
+
+Index = NDArray[np.intp]
+MOST_KEYS = 64  # of the first plan; frames that drift faster get more
+STILL = 0.004  # rms log change between key frames that interpolation follows well
+JUMP_FLOOR, JUMP_RATIO = (
+    0.03,
+    8.0,
+)  # a jump: this much at once, and this many times the usual change
+
+
+def first_plan(usable: NDArray[np.bool_], every: int | None) -> Index:
+    """Usable frames about `every` apart (None: at most 64 in all), the first and the last included."""
+    index = np.flatnonzero(usable)
+    step = every or -(-len(index) // MOST_KEYS)
+    return np.unique(np.append(index[::step], index[-1]))
+
+
+def changes(fields: NDArray[np.float32], lit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Rms log change of shape between consecutive key frames: `(k, h, w)` -> `(k - 1,)`."""
+    steps = np.diff(fields, axis=0)[:, lit]
+    return steps.std(1).astype(np.float64)
+
+
+def refinement(keys: Index, change: NDArray[np.float64], usable: NDArray[np.bool_]) -> Index:
+    """Frames half-way between key frames that differ much more than most; bisection towards a jump."""
+    usual = float(np.median(change)) if len(change) else 0.0
+    wanted = []
+    for (a, b), c in zip(pairwise(keys), change, strict=True):
+        between = np.flatnonzero(usable[a + 1 : b]) + a + 1
+        if len(between) and c > max(3 * usual, 3 * STILL):
+            wanted.append(between[len(between) // 2])
+    return np.array(wanted, np.intp)
+
+
+def find_jumps(keys: Index, change: NDArray[np.float64]) -> Index:
+    """First frames after a jump: neighbouring key frames with far more than the usual change."""
+    usual = float(np.median(change)) if len(change) else 0.0
+    sudden = change > max(JUMP_FLOOR, JUMP_RATIO * usual)
+    close = np.diff(keys) <= 2  # bisection ends at neighbours (or next ones, past a bad frame)
+    return keys[1:][sudden & close]
+
+
+def interpolate(values: NDArray[Any], keys: Index, jumps: Index, frame: int) -> NDArray[Any]:
+    """Values at key frames `(k, ...)` at any frame, linear, never across a jump."""
+    left, right, t = key_weights(keys, jumps, frame)
+    return (1 - t) * values[left] + t * values[right]

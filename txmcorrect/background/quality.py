@@ -1,0 +1,126 @@
+"""Trust: bits per frame, what the bits mean, and the one line that ends a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+Image = NDArray[np.float32]
+
+
+class Flag(IntFlag):
+    """Why a frame should be looked at."""
+
+    NO_LIGHT = 1
+    SATURATED = 2
+    NOT_FINITE = 4
+    BAD_PIXELS = 8
+    LEAK = 16
+    UNCERTAIN = 32
+    ODD_BACKGROUND = 64
+    PARTLY_DARK = 128
+    JUMP = 256
+
+
+# A jump is a remark: the frames on both sides are treated apart, so it costs no trust.
+REMARKS = Flag.JUMP | Flag.BAD_PIXELS
+UNUSABLE = Flag.NO_LIGHT | Flag.SATURATED | Flag.NOT_FINITE
+MEANING = {
+    Flag.NO_LIGHT: "no light",
+    Flag.SATURATED: "saturated",
+    Flag.NOT_FINITE: "mostly not finite",
+    Flag.BAD_PIXELS: "some pixels not finite",
+    Flag.LEAK: "sample in the background",
+    Flag.UNCERTAIN: "large spread",
+    Flag.ODD_BACKGROUND: "background unlike the scan's others",
+    Flag.PARTLY_DARK: "partly without light",
+    Flag.JUMP: "illumination jumped",
+}
+NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
+
+LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
+UNCERTAIN_LIMIT = 0.04  # rms spread of the log background's shape
+ODD_LIMIT = 6.0  # robust standard deviations from the scan's usual change
+ODD_FLOOR = 0.03
+DARK_SHARE = 0.05
+
+
+def band(log_image: Image, narrow: float, wide: float) -> Image:
+    """Difference of two Gaussian blurs, widths in pixels: structure between them."""
+    return gaussian_filter(log_image, narrow) - gaussian_filter(log_image, wide)
+
+
+def leak_slope(log_b: Image, usual: Image, log_t: Image, lit: NDArray[np.bool_]) -> float:
+    """How much of the sample's structure stands in the background: 0 none, 1 all.
+
+    Parameters
+    ----------
+    log_b : `(h, w)` this frame's log background; usual : the scan's median one.
+    log_t : `(h, w)` corrected log transmission plus what may have leaked (the log frame - usual).
+
+    The least-squares slope of the frame's own deviation on the sample, both between a 32nd and a
+    quarter of the frame's width.
+    """
+    long = max(log_b.shape)
+    own = band(log_b - usual, long / 32, long / 4)[lit]
+    sample = band(log_t, long / 32, long / 4)[lit]
+    power = float((sample**2).sum())
+    if power < lit.sum() * 1e-5:  # 0.3 % rms: no sample to leak
+        return 0.0
+    return float((own * sample).sum()) / power
+
+
+def spread_rms(log_std: Image, lit: NDArray[np.bool_]) -> float:
+    """Rms of the spread over lit pixels."""
+    return float(np.sqrt((log_std[lit] ** 2).mean()))
+
+
+def odd_ones(distance: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Key frames whose background is far from the median one compared with the others."""
+    middle = np.median(distance)
+    spread = 1.4826 * np.median(np.abs(distance - middle)) + 1e-6
+    return (distance > middle + ODD_LIMIT * spread) & (distance > ODD_FLOOR)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`TRUSTED`, `CHECK (frames ...)` or `FAILED`, why, and where the scale came from."""
+
+    word: str
+    why: str
+    scale: str
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.why}; scale={self.scale}"
+
+
+def judge_run(flag: NDArray[np.uint32], scale: str, notes: tuple[str, ...] = ()) -> Verdict:
+    """Sum up a run. `flag` `(n,)`; `notes` are doubts that hold for all frames."""
+    serious = (flag & ~np.uint32(REMARKS)) != 0
+    n = len(flag)
+    reasons = [
+        f"{meaning} in {count}"
+        for bit, meaning in MEANING.items()
+        if bit not in REMARKS and (count := int(((flag & bit) != 0).sum()))
+    ]
+    if serious.mean() > 0.5:
+        return Verdict(
+            "FAILED", f"{int(serious.sum())} of {n} frames flagged ({'; '.join(reasons)})", scale
+        )
+    if serious.any():
+        frames = _ranges(np.flatnonzero(serious))
+        return Verdict(f"CHECK (frames {frames})", "; ".join([*reasons, *notes]), scale)
+    if notes:
+        return Verdict("CHECK (all frames)", "; ".join(notes), scale)
+    return Verdict("TRUSTED", f"no frame of {n} flagged", scale)
+
+
+def _ranges(index: NDArray[np.intp], most: int = 8) -> str:
+    """`0-3, 7, 9-12`, cut short after `most` runs."""
+    runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+    texts = [f"{r[0]}" if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

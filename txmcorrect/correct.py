@@ -1,0 +1,132 @@
+"""`correct`: remove the background of every frame of one or more scans."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from txmcorrect.background.pipeline import Outcome, correct_scan
+from txmcorrect.background.quality import NAMES
+from txmcorrect.background.survey import read_counts
+from txmcorrect.config import CorrectSettings, UsageError
+from txmcorrect.errors import OutputError
+from txmcorrect.formats.corrected import read_result
+from txmcorrect.progress import Stages
+from txmcorrect.report.correction import (
+    CorrectionSummary,
+    ShownFrame,
+    correction_report,
+    frames_to_show,
+)
+from txmcorrect.report.plots import drift_from_first
+from txmcorrect.result import Result
+
+log = logging.getLogger(__name__)
+NOT_TRUSTED = 3
+SUFFIX = {"h5": ".h5", "nxtomo": ".nx", "tiff": ".tif"}
+
+
+def run(settings: CorrectSettings) -> Result:
+    """Correct all scans; with --strict the exit code is 3 unless every one is TRUSTED."""
+    outs = output_paths(settings)
+    written: list[Path] = []
+    lines: list[str] = []
+    trusted = True
+    for scan, out in zip(settings.scans, outs, strict=True):
+        with Stages(settings.quiet) as stages:
+            outcome = correct_scan(settings, scan, out, stages)
+        written += [out, *write_report(outcome, settings)]
+        trusted &= outcome.verdict.word == "TRUSTED"
+        lines.append(f"{out}: {outcome.verdict}")
+    code = NOT_TRUSTED if settings.strict and not trusted else 0
+    return Result(tuple(written), "\n".join(lines), code)
+
+
+def output_paths(settings: CorrectSettings) -> list[Path]:
+    """Where each scan's result goes.
+
+    Raises
+    ------
+    UsageError : one --out for several scans. OutputError : two scans would get the same name.
+    """
+    if settings.out is not None:
+        if len(settings.scans) > 1:
+            raise UsageError("--out: names one file but there are several scans; use --out-dir")
+        return [settings.out]
+    suffix = ".corrected" + SUFFIX[settings.format]
+    outs = [
+        (settings.out_dir or scan.absolute().parent) / (scan.absolute().stem + suffix)
+        for scan in settings.scans
+    ]
+    if len(set(outs)) < len(outs):
+        raise OutputError("two scans have the same name; correct them into different --out-dir")
+    return outs
+
+
+def write_report(outcome: Outcome, settings: CorrectSettings) -> tuple[Path, ...]:
+    """A picture and a page beside the result."""
+    background = outcome.background
+    keys = background.keys
+    badness = np.bitwise_count(background.flag).astype(float)
+    summary = CorrectionSummary(
+        title=outcome.scan.path.name,
+        verdict=str(outcome.verdict),
+        scale=background.scale,
+        frames=[_shown(outcome, i, label) for i, label in frames_to_show(background.flag, badness)],
+        key_index=keys,
+        drift=drift_from_first(background.fields, _small_lit(outcome)),
+        amplitude=background.amplitude,
+        flag=background.flag,
+        lit=background.lit,
+        flag_names=NAMES,
+        jump_index=background.jumps.tolist(),
+        log_std=_least_certain(outcome) if settings.samples > 1 else None,
+        time_s=outcome.scan.time_s,
+        facts=_facts(outcome, settings),
+        options=settings.model_dump(mode="json", exclude_none=True),
+    )
+    page = outcome.path.with_suffix(".html")
+    return correction_report(page, summary, page.with_suffix(".png"))
+
+
+def _shown(outcome: Outcome, frame: int, label: str) -> ShownFrame:
+    background = outcome.background
+    raw = read_counts(outcome.scan.projections, frame, frame + 1, background.dark)[0]
+    empty = np.exp(background.log_background(frame))
+    if outcome.path.suffix == ".tif":
+        corrected = np.where(background.lit, raw / empty, 1)
+    else:  # show what was written, not what should have been
+        with read_result(outcome.path) as result:
+            corrected = result.transmission.read(frame, frame + 1)[0]
+    return ShownFrame(label, raw, empty, corrected)
+
+
+def _small_lit(outcome: Outcome) -> np.ndarray:
+    middle = np.median(outcome.background.fields, axis=0)
+    return middle > np.median(middle) + np.log(0.08)
+
+
+def _least_certain(outcome: Outcome) -> np.ndarray:
+    background = outcome.background
+    worst = int(np.argmax((background.std**2).mean((1, 2))))
+    return background.key_std(worst)
+
+
+def _facts(outcome: Outcome, settings: CorrectSettings) -> dict[str, object]:
+    """What a tired user wants to know first."""
+    background, scan = outcome.background, outcome.scan
+    spread = float(np.sqrt((background.std**2).mean()))
+    facts: dict[str, object] = {
+        "scan": f"{scan.format}, {scan.shape[0]} frames of {scan.shape[1]} x {scan.shape[2]}",
+        "model": f"{settings.model}, {settings.condition}, {settings.sampler}, "
+        f"{settings.steps} steps, {settings.samples} samples",
+        "dark": "given" if background.dark.any() else "none: zero counts taken for no light",
+        "scale": background.scale,
+    }
+    if settings.samples > 1:
+        facts["spread of the log background"] = f"{100 * spread:.2f} % rms"
+    for warning in (*scan.warnings, *background.notes):
+        facts.setdefault("warnings", warning)
+    return facts
