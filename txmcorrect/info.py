@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from txmcorrect.config import InfoSettings
-from txmcorrect.errors import FormatError, ReferenceMismatchError, TxmError
-from txmcorrect.formats import open_references, open_scan
+from txmcorrect.errors import ReferenceMismatchError, TxmError
+from txmcorrect.formats import holds_references_alone, open_references, open_scan
 from txmcorrect.matching import match_references
 from txmcorrect.result import Result
 from txmcorrect.scan import FloatArray, Frames, Optics, References, Scan
@@ -63,23 +63,14 @@ def describe(path: Path, settings: InfoSettings) -> dict[str, Any]:
 
     A file that holds references alone is described as such.
     """
-    try:
-        scan = open_scan(path, **settings.sources())
-    except FormatError as error:
-        if not _holds_references(path, error):
-            raise
+    if not settings.data_path and holds_references_alone(path):
         groups = open_references(path, **settings.sources())
         return {
             "path": str(path),
             "format": "references",
             "references": [describe_references(group, None) for group in groups],
         }
-    return describe_scan(scan)
-
-
-def _holds_references(path: Path, error: FormatError) -> bool:
-    """Whether a file that is no scan for lack of projections has references in their place."""
-    return path.is_file() and "/exchange/data_white" in str(error)
+    return describe_scan(open_scan(path, **settings.sources()))
 
 
 def describe_scan(scan: Scan) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from txmcorrect.formats.tiff import open_tiff
 from txmcorrect.formats.xradia import open_xradia
 from txmcorrect.scan import JoinedFrames, References, Scan
 
-__all__ = ["open_references", "open_scan"]
+__all__ = ["as_references", "holds_references_alone", "open_references", "open_scan"]
 
 
 def _open_hdf5(path: Path, where: Where) -> Scan:
@@ -136,6 +136,15 @@ def _open_through_dxchange(path: Path) -> Scan:
     return open_through_dxchange(path)
 
 
+def holds_references_alone(path: str | Path) -> bool:
+    """Whether an HDF5 file has `/exchange/data_white` but no projections."""
+    path = Path(path)
+    if not path.is_file() or sniff(path) != "hdf5":
+        return False
+    with hdf5.open_hdf5(path) as file:
+        return exchange.FLAT in file and exchange.DATA not in file
+
+
 def as_references(scan: Scan) -> References:
     """Take the frames of a scan as references."""
     return References(
@@ -153,7 +162,7 @@ def _grouped(found: list[References]) -> tuple[References, ...]:
     """Join references of the same size and optics, in the order found."""
     groups: dict[object, list[References]] = defaultdict(list)
     for item in found:
-        groups[(item.frames.shape[1:], item.optics, item.darks)].append(item)
+        groups[(item.frames.shape[1:], item.optics, id(item.darks))].append(item)
     return tuple(_joined(items) for items in groups.values())
 
 
