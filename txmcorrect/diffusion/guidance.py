@@ -106,6 +106,12 @@ class Measurement:
         ).clamp(min=1e-30)
         return length
 
+    def agree(self, x0_hat: Tensor, sigma: Tensor) -> Tensor:
+        """Mean of x0 given x and y, were the error of x0_hat white; see `ddnm`."""
+        residual = self.residual(x0_hat)
+        v = self.variance(residual, per_item(sigma, x0_hat))
+        return x0_hat + v * self.correction(residual, v)
+
     def variance(self, residual: Tensor, sigma: Tensor) -> Tensor:
         """Variance `(b, 1, 1, 1)` of x0 given x, told from the residual; at most sigma^2."""
         found: Tensor = (inner(residual * self._weight, residual) - self._mean_s2) / self._power
@@ -139,10 +145,7 @@ def ddnm(denoise: Denoiser, measurement: Measurement) -> Denoiser:
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
-        x0_hat = denoise(x, sigma, cond, step)
-        residual = measurement.residual(x0_hat)
-        v = measurement.variance(residual, per_item(sigma, x))
-        return x0_hat + v * measurement.correction(residual, v)
+        return measurement.agree(denoise(x, sigma, cond, step), sigma)
 
     return guided
 
