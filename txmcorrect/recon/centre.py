@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from txmcorrect.recon.geometry import ParallelBeam
 from txmcorrect.recon.projector import smear_at
 from txmcorrect.recon.shifts import row_shifts
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 VIEWS, POINTS, COARSE = 256, 10_000, 128  # enough for a clear optimum, few enough to be quick
 HALF_TURN = math.radians(170)  # a reconstruction from less is never sharp
 
@@ -68,13 +69,14 @@ def find_centre(sinograms: Tensor, theta: Tensor) -> Centre:
     pairs = centre_from_pairs(sinograms, theta)
     if float(theta.max() - theta.min()) < HALF_TURN:
         value, std = centre_from_centroids(sinograms, theta)
-        near = value + np.arange(-3, 3.5, 0.5)
-        return Centre(value, std, "centroid", pairs, near, contrast(sinograms, theta, near).mean(0))
+        around: Array = value + np.arange(-3, 3.5, 0.5)
+        height = contrast(sinograms, theta, around).mean(0)
+        return Centre(value, std, "centroid", pairs, around, height)
     some = torch.linspace(0, len(theta) - 1, min(len(theta), VIEWS)).round().long()
     sinograms, theta = sinograms[:, some], theta[some]
     width = sinograms.shape[-1]
     step = max(1, width // COARSE)
-    wide = np.arange(0.25 * width, 0.75 * width, step)
+    wide: Array = np.arange(0.25 * width, 0.75 * width, step)
     guesses = [_highest(wide, contrast(sinograms, theta, wide, step).mean(0))]
     guesses += [] if pairs is None else [pairs]
     curves = [_approach(sinograms, theta, guess, step) for guess in guesses]
@@ -163,7 +165,7 @@ def _approach(sinograms: Tensor, theta: Tensor, guess: float, step: int) -> tupl
 
 def _error(sinograms: Tensor, theta: Tensor, value: float) -> float:
     """Standard error from what single slices say about either half of the views."""
-    near = value + np.arange(-2, 2.5, 0.5)
+    near: Array = value + np.arange(-2, 2.5, 0.5)
     halves = [contrast(sinograms[:, k::2], theta[k::2], near) for k in (0, 1)]
     found = [_highest(near, row) for half in halves for row in half]
     return float(np.std(found, ddof=1) / math.sqrt(len(found)))

@@ -158,10 +158,9 @@ def _gather(beam: Beam, table: Tensor, reach: int, touch: Touch, x: Tensor, y: T
     for views in _slices(n_theta, max(1, ENTRIES // len(x))):
         index, weights = touch(views, x, y)
         index = (index + first[views]).flatten(0, -2)
-        shape = (*torch.broadcast_shapes(x.shape, y.shape)[:-1], index.shape[-1])
-        total = total + _weighted_sum(
-            table, index, [w.expand(shape).flatten(0, -2) for w in weights]
-        )
+        shape = (*(x + y).shape[:-1], index.shape[-1])
+        spread = [weight.expand(shape).flatten(0, -2) for weight in weights]
+        total = total + _weighted_sum(table, index, spread)
     return total
 
 
