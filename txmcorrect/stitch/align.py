@@ -1,0 +1,249 @@
+"""From tiles to positions: search every pair, place, look again near what was found.
+
+Steps as in ASHLAR: overlap, pairs, rejection by error, span, place; the stage has a say throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from txmcorrect.stitch.layout import Cells, Points, cells_of, grid_neighbours, near_neighbours
+from txmcorrect.stitch.place import Placement, Stage, grid_stage, listed_stage, place
+from txmcorrect.stitch.register import (
+    NARROWEST_PX,
+    Evidence,
+    Feature,
+    Match,
+    Measured,
+    Window,
+    common_shift,
+    measure,
+    pick,
+    search,
+)
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], None]
+
+JITTER = 0.03  # of a frame's side: the stage error that is expected, one standard deviation
+SKEW = 0.1  # of a frame's side: how far a step across may go down as well (camera against stage)
+WIDEST = 0.3  # overlap that is looked for, of a frame's side
+SAMPLE = 40  # pairs of a direction that vote for the overlap
+LOOKS = 4  # how often pairs are picked and tiles placed
+SURE = 6.0  # margin of the pairs that place tiles first
+LEAST_SCORE = 2.0  # evidence beyond what chance gives among the shifts that come into question
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Solved positions and how they came about.
+
+    Attributes
+    ----------
+    placement : positions, their uncertainty, the stage's errors; residuals and weights of `used`.
+    pairs : all pairs looked at. used : matches that went into the solution. weak : pairs that did
+    not, because nothing in their overlap stands out; their tiles hang on the stage and on others.
+    steps : the nominal step to the next column and to the next row, `(2,)` px each; None for a layout.
+    """
+
+    placement: Placement
+    pairs: tuple[tuple[int, int], ...]
+    used: tuple[Match, ...]
+    weak: tuple[tuple[int, int], ...]
+    steps: tuple[Array, Array] | None = None
+
+    @property
+    def positions(self) -> Points:
+        """Tile corners, `(n, 2)` px (y, x)."""
+        return self.placement.positions
+
+
+class Tiles:
+    """Features of tiles made when wanted, the last few kept.
+
+    Parameters
+    ----------
+    make : tile index -> Feature. shape : (h, w). keep : how many features stay in memory.
+    """
+
+    def __init__(self, make: Callable[[int], Feature], shape: tuple[int, int], keep: int):
+        self.make, self.shape, self.keep = make, shape, keep
+        self.kept: dict[int, Feature] = {}
+
+    def __getitem__(self, index: int) -> Feature:
+        found = self.kept.pop(index, None) or self.make(index)
+        self.kept[index] = found  # last in the dict is last used
+        while len(self.kept) > self.keep:
+            del self.kept[next(iter(self.kept))]
+        return found
+
+
+def align_grid(
+    tiles: Tiles,
+    cells: Cells,
+    overlap: float | None = None,
+    skip: frozenset[int] = frozenset(),
+    progress: Progress = lambda done, total: None,
+) -> Alignment:
+    """Place tiles of a grid of which only the order is known.
+
+    Parameters
+    ----------
+    cells : `(n, 2)` (row, column). overlap : fraction of the frame, or None to find it.
+    skip : tiles that show nothing; they stay where the stage put them.
+    """
+    pairs = [p for p in grid_neighbours(cells) if not skip & set(p)]
+    steps = []
+    for axis in (1, 0):
+        own = [p for p in pairs if cells[p[0]][axis] != cells[p[1]][axis]]
+        steps.append(_step(tiles, own, axis, overlap))
+    across, down = _complete(steps[0], steps[1], tiles.shape, overlap)
+    stage = grid_stage(cells, across, down, JITTER * max(tiles.shape))
+    return replace(_align(tiles, pairs, stage, progress), steps=(across, down))
+
+
+def align_listed(
+    tiles: Tiles,
+    positions: Points,
+    skip: frozenset[int] = frozenset(),
+    progress: Progress = lambda done, total: None,
+) -> Alignment:
+    """Place tiles whose stage positions or rough layout `(n, 2)` px are known.
+
+    Where the layout is a grid, the grid is tried as well: hand-made layouts are off by more than
+    stages are.
+    """
+    jitter = JITTER * max(tiles.shape)
+    near = near_neighbours(positions, tiles.shape, jitter)
+    pairs = [p for p in near if not skip & set(p)]
+    listed = _align(tiles, pairs, listed_stage(positions, jitter), progress)
+    cells = cells_of(positions, tiles.shape)
+    if cells is None:
+        return listed
+    gridded = align_grid(tiles, cells, None, skip, progress)
+    # Of a list and a regular grid, the better stage is the one whose own errors are smaller.
+    return min((listed, gridded), key=lambda a: a.placement.jitter_px)
+
+
+def _step(
+    tiles: Tiles, pairs: Sequence[tuple[int, int]], axis: int, overlap: float | None
+) -> Array | None:
+    """The step that pairs along an axis agree on, or None without pairs."""
+    if not pairs:
+        return None
+    window = _step_window(tiles.shape, axis, overlap)
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, SAMPLE).round().astype(int))
+    evidence = [search(tiles[pairs[k][0]], tiles[pairs[k][1]], window) for k in chosen]
+    return common_shift(evidence, JITTER * tiles.shape[axis])
+
+
+def _step_window(shape: tuple[int, int], axis: int, overlap: float | None) -> Window:
+    """Shifts that a step along an axis may have."""
+    side, slack = shape[axis], int(SKEW * max(shape))
+    low, high = int(side * (1 - WIDEST)), side - NARROWEST_PX
+    if overlap is not None:
+        middle, spread = side * (1 - overlap), 2 * JITTER * side
+        low, high = int(middle - spread), min(int(middle + spread), high)
+    if axis == 0:
+        return Window(low, high, -slack, slack)
+    return Window(-slack, slack, low, high)
+
+
+def _complete(
+    across: Array | None, down: Array | None, shape: tuple[int, int], overlap: float | None
+) -> tuple[Array, Array]:
+    """Steps of a grid with a single row or column: the one that is never taken is the other turned."""
+    if across is None and down is None:
+        keep = 1 - (overlap or 0.0)
+        return np.array([0.0, shape[1] * keep]), np.array([shape[0] * keep, 0.0])
+    if across is None:
+        assert down is not None
+        across = np.array([-down[1], down[0]])
+    return across, np.array([across[1], -across[0]]) if down is None else down
+
+
+def _align(
+    tiles: Tiles, pairs: Sequence[tuple[int, int]], stage: Stage, progress: Progress
+) -> Alignment:
+    evidence = _search_all(tiles, pairs, stage, progress)
+    positions, sigma = stage.nominal, np.full(stage.nominal.shape, stage.jitter_px)
+    used: list[Match] = []
+    placement = place(stage, used)
+    known: dict[tuple[int, int, int, int], Measured | None] = {}
+    for look in range(LOOKS):
+        least_margin = SURE if look == 0 else 0.0
+        used = _pick_all(tiles, evidence, (positions, sigma), least_margin, known)
+        placement = place(stage, used)
+        positions, sigma = placement.positions, placement.sigma_px
+    taken = {(m.first, m.second) for m in used}
+    weak = tuple(p for p in pairs if p not in taken)
+    return Alignment(placement, tuple(pairs), tuple(used), weak)
+
+
+def _search_all(
+    tiles: Tiles, pairs: Sequence[tuple[int, int]], stage: Stage, progress: Progress
+) -> dict[tuple[int, int], Evidence]:
+    reach = int(4 * stage.jitter_px)
+    evidence = {}
+    for done, (i, j) in enumerate(pairs, 1):
+        middle = np.rint(stage.nominal[j] - stage.nominal[i]).astype(int)
+        window = _reachable(middle, reach, tiles.shape)
+        evidence[i, j] = search(tiles[i], tiles[j], window)
+        progress(done, len(pairs))
+    return evidence
+
+
+def _reachable(middle: Array, reach: int, shape: tuple[int, int]) -> Window:
+    """Shifts around the middle that leave at least a thin overlap."""
+
+    def span(middle: int, side: int) -> tuple[int, int]:
+        last = side - NARROWEST_PX
+        low, high = np.clip([middle - reach, middle + reach], -last, last)
+        return int(low), int(high)
+
+    return Window(*span(int(middle[0]), shape[0]), *span(int(middle[1]), shape[1]))
+
+
+def _pick_all(
+    tiles: Tiles,
+    evidence: dict[tuple[int, int], Evidence],
+    expected: tuple[Points, Points],
+    least_margin: float,
+    known: dict[tuple[int, int, int, int], Measured | None],
+) -> list[Match]:
+    """Measure all pairs that say something, near where they are expected; `known` remembers."""
+    positions, sigma = expected
+    matches = []
+    for (i, j), one in evidence.items():
+        # Three pixels at least: with a narrower prior the solution would only confirm itself.
+        spread = max(float(np.hypot(sigma[i], sigma[j]).max()), 3.0)
+        expected_shift = positions[j] - positions[i]
+        best, score, margin = pick(one, expected_shift, spread)
+        least = LEAST_SCORE + np.log1p(4 * np.pi * spread**2 * one.cells / one.score.size)
+        if score < least or margin < least_margin:
+            continue
+        middle = round(float(expected_shift[0])), round(float(expected_shift[1]))
+        for start in (best, middle):
+            if (i, j, *start) not in known:
+                known[i, j, *start] = measure(tiles[i], tiles[j], start)
+        found = _better(known[i, j, *best], known[i, j, *middle], expected_shift, spread)
+        if found is not None and found.score >= least:
+            matches.append(Match(i, j, *found, margin))
+    return matches
+
+
+def _better(
+    one: Measured | None, other: Measured | None, expected: Array, sigma_px: float
+) -> Measured | None:
+    """The measurement that evidence and prior together favour."""
+
+    def posterior(found: Measured) -> float:
+        return found.score - float(((found.shift - expected) ** 2).sum()) / (2 * sigma_px**2)
+
+    both = [found for found in (one, other) if found is not None]
+    return max(both, key=posterior, default=None)
