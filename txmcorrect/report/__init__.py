@@ -1,0 +1,1 @@
+"""Figures and pages; workflows hand over plain arrays."""
