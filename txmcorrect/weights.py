@@ -40,7 +40,7 @@ class ModelSpec:
     target: Target = "v"
     schedule: str = "linear"
     timesteps: int = 1000
-    domain: str = "log-background"
+    domain: str = "log-background residual"
     extra: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> NetworkDenoiser:

@@ -2,7 +2,11 @@
 
 The network lives on a *working grid*: frames binned by an integer so that the long side is at most
 `size` pixels. There the logarithm of counts is taken, relative to a common level, clipped at the
-unlit end and divided by `LOG_SCALE` so that backgrounds have about unit variance.
+unlit end and divided by `LOG_SCALE` so that frames have about unit variance.
+
+What the network generates is the *residual*: log background minus a base that the frames give
+without any network. Where there is no sample the base is already right, so the residual is small
+and its errors are small too.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOG_SCALE = 0.3
+RESIDUAL_SCALE = 0.15  # natural log; brings residuals to about unit variance
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
-CHANNELS = {"pair": 7, "none": 0}
+CHANNELS = {"pair": 8, "none": 0}
 
 
 def working_bin(shape: tuple[int, int], size: int) -> int:
@@ -81,7 +86,17 @@ def coordinates(like: Tensor) -> Tensor:
     return grid[None].expand(b, 2, h, w)
 
 
-def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tensor, Tensor]:
+def residual(background: Tensor, base: Tensor, level: Tensor) -> Tensor:
+    """Background `(b, h, w)` in counts -> what the network is to generate, `(b, h, w)`."""
+    return (to_log(background, level) * LOG_SCALE + level[:, None, None] - base) / RESIDUAL_SCALE
+
+
+def log_counts(generated: Tensor, base: Tensor) -> Tensor:
+    """Generated residual `(b, h, w)` -> natural logarithm of the background in counts."""
+    return base + RESIDUAL_SCALE * generated
+
+
+def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Two frames with nearly the same background (source 0's condition, at an honest scale).
 
     Parameters
@@ -91,15 +106,19 @@ def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tens
 
     Returns
     -------
-    cond : `(b, 7, h, w)`: both logarithms, both masks of what is known, noise, y, x.
-    level : `(b,)` log counts that the logarithms are relative to.
+    cond : `(b, 8, h, w)`: both logarithms, both masks of what is known, how far the logarithms are
+    apart (the larger of two is nearer to the background where a sample absorbs), noise, y, x.
+    base : `(b, h, w)` mean of both frames' natural log counts.
+    level : `(b,)` log counts that the logarithms in `cond` are relative to.
     """
     known = [torch.isfinite(f) for f in (first, second)]
     # A pixel missing in one frame shows what the other has; its mask says so.
     a = torch.where(known[0], first, torch.where(known[1], second, 0))
     b = torch.where(known[1], second, torch.where(known[0], first, 0))
     level = common_level(a, b)
-    channels = [to_log(a, level), to_log(b, level), *(k.to(a) for k in known)]
+    u, v = to_log(a, level), to_log(b, level)
     noise = log_noise((a + b) / 2, photons)
-    cond = torch.cat([torch.stack([*channels, noise], 1), coordinates(a)], 1)
-    return cond, level
+    masks = [k.to(a) for k in known]
+    channels = torch.stack([u, v, *masks, (u - v).abs(), noise], 1)
+    base = level[:, None, None] + LOG_SCALE * (u + v) / 2
+    return torch.cat([channels, coordinates(a)], 1), base, level

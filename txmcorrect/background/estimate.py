@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import LOG_SCALE, pair_condition
+from txmcorrect.background.conditions import log_counts, pair_condition
 from txmcorrect.diffusion.denoiser import Noise
 from txmcorrect.diffusion.samplers import SAMPLERS
 from txmcorrect.diffusion.schedules import subsequence
@@ -82,7 +82,7 @@ def sample_pairs(
     """Samples `(s, b, h, w)` of the log background of `first` `(b, h, w)`, on the CPU."""
     device = next(model.denoiser.parameters()).device
     a, b = (torch.from_numpy(np.ascontiguousarray(f)) for f in (first, second))
-    cond, level = pair_condition(a, b, torch.full((len(first),), photons))
+    cond, base, _ = pair_condition(a, b, torch.full((len(first),), photons))
     cond = cond.to(device)
     sigmas = subsequence(model.spec.sigmas(), draw.steps)
     sampler = SAMPLERS[draw.sampler]
@@ -93,5 +93,5 @@ def sample_pairs(
         noise = Noise(draw.seed, sample)
         x = noise.start((len(first), 1, *first.shape[1:]), float(sigmas[0]), like=cond)
         x0 = sampler(model.denoiser, x, sigmas, cond, noise=noise)
-        drawn.append(x0[:, 0].float().cpu() * LOG_SCALE + level[:, None, None])
+        drawn.append(log_counts(x0[:, 0].float().cpu(), base))
     return torch.stack(drawn)

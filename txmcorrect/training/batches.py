@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from txmcorrect.background.conditions import pair_condition, to_log
+from txmcorrect.background.conditions import pair_condition, residual
 from txmcorrect.config import TrainSettings
 from txmcorrect.simulate.draws import PairBatch, draw_pairs
 from txmcorrect.training.harvest import Harvest
@@ -18,7 +18,7 @@ UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """`x0` `(b, 1, h, w)` normalised log background, `cond` `(b, c, h, w)`, `weight` `(b, 1, h, w)`."""
+    """`x0` `(b, 1, h, w)` residual of the log background, `cond` `(b, c, h, w)`, `weight` `(b, 1, h, w)`."""
 
     x0: Tensor
     cond: Tensor
@@ -40,10 +40,11 @@ class TrainBatch:
 def make_batch(drawn: PairBatch) -> TrainBatch:
     """Frames and truth -> what the network is shown and should say."""
     frames, background = torch.from_numpy(drawn.frames), torch.from_numpy(drawn.background)
-    cond, level = pair_condition(frames[:, 0], frames[:, 1], torch.from_numpy(drawn.photons))
+    photons = torch.from_numpy(drawn.photons)
+    cond, base, level = pair_condition(frames[:, 0], frames[:, 1], photons)
     lit = torch.from_numpy(drawn.lit).float()
     weight = lit + UNLIT_WEIGHT * (1 - lit)
-    return TrainBatch(to_log(background, level)[:, None], cond, weight[:, None])
+    return TrainBatch(residual(background, base, level)[:, None], cond, weight[:, None])
 
 
 class Batches(Dataset[TrainBatch]):

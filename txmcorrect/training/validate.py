@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from txmcorrect.background.conditions import LOG_SCALE
+from txmcorrect.background.conditions import LOG_SCALE, RESIDUAL_SCALE
 from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.denoiser import NetworkDenoiser, Noise
 from txmcorrect.diffusion.loss import denoising_loss
@@ -44,7 +44,7 @@ def validate(
         losses.append(_loss(model, batch, sigmas, index, settings))
         mean = posterior_mean(model, batch.cond, sigmas[-1])
         errors += _log_error(mean, batch)
-        pair_errors += _log_error(batch.cond[:, :2].mean(1, keepdim=True), batch)
+        pair_errors += _log_error(torch.zeros_like(mean), batch)  # the base: the pair's mean
         if index == 0:
             _draw(batch, mean, picture)
     middle = [float(torch.tensor(e).median()) for e in (errors, pair_errors)]
@@ -73,7 +73,7 @@ def _loss(
 def _log_error(estimate: Tensor, batch: TrainBatch) -> list[float]:
     """Rms log error in percent over lit pixels, with its mean removed, per item."""
     lit = batch.weight > 0.5
-    error = (estimate - batch.x0) * LOG_SCALE * 100
+    error = (estimate - batch.x0) * RESIDUAL_SCALE * 100
     return [float(e[m].std(correction=0)) for e, m in zip(error, lit, strict=True)]
 
 
@@ -83,11 +83,12 @@ def _draw(batch: TrainBatch, mean: Tensor, picture: Path) -> None:
     figure = Figure(figsize=(1.6 * count, 8.2), layout="constrained")
     axes = figure.subplots(5, count, squeeze=False)
     for k in range(count):
-        truth, guess = batch.x0[k, 0].cpu(), mean[k, 0].cpu()
         frames = batch.cond[k, :2].cpu()
+        base = frames.mean(0) * LOG_SCALE
+        truth, guess = (base + RESIDUAL_SCALE * r[k, 0].cpu() for r in (batch.x0, mean))
         low, high = truth.quantile(0.01), truth.quantile(0.99)
-        error = (guess - truth) * LOG_SCALE
-        for axis, image in zip(axes[:, k], (*frames, truth, guess), strict=False):
+        error = guess - truth
+        for axis, image in zip(axes[:, k], (*(frames * LOG_SCALE), truth, guess), strict=False):
             axis.imshow(image, cmap="gray", vmin=low, vmax=high)
         axes[4, k].imshow(error - error.mean(), cmap="RdBu", vmin=-0.05, vmax=0.05)
     for row, label in enumerate(["first", "second", "truth", "generated", "error ±5 %"]):
