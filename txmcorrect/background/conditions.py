@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOG_SCALE = 0.3
-RESIDUAL_SCALE = 0.15  # natural log; brings residuals to about unit variance
+RESIDUAL_SCALE = 0.25  # natural log; brings residuals to about unit variance
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
 CHANNELS = {"pair": 8, "none": 0}
 
