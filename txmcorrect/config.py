@@ -177,9 +177,10 @@ class PrepareSettings(ReadSettings):
     refs: Path = argument("Folder or file with references.")
     out: Path = option(Path("data.h5"), "Training set to write.")
     pattern: str | None = option(None, "Names of references inside RAW, e.g. '*ref*'.")
+    max_age_hours: float = option(24.0, "Where dates exist: oldest reference to divide by.", gt=0)
     validation: float = option(0.1, "Share of scans kept for validation.", ge=0, lt=1)
     size: int = option(256, "Long side of the stored frames (binned, never cropped).", ge=32)
-    force: bool = option(False, "Accept references whose optics cannot be checked.")
+    force: bool = option(False, "Pair references that do not match; take corrected data.")
 
 
 class NetworkSettings(Part):
@@ -303,9 +304,30 @@ class TomoSettings(CorrectSettings):
 
     method: Literal["fbp", "sirt", "mlem", "tpdm", "none"] = option("fbp", "Reconstruction.")
     center: AutoFloat = option("auto", "Rotation axis in pixels, or auto.")
-    merge: bool = option(False, "Merge several scans into one.")
+    merge: bool = option(False, "Merge several scans into one; of equal angles the latest counts.")
     theta: Path | None = option(None, "Angles in degrees, one per line.")
     invert_theta: bool = option(False, "Turn the other way round.")
+    flats: Literal["generated", "measured"] = option(
+        "generated", "What divides out the beam: our model, or the scan's own flats."
+    )
+    split: int | None = option(
+        None,
+        "With two measured flats: the first frame that takes the second, not both mixed.",
+        ge=0,
+    )
+    filter: Literal["ramp", "shepp-logan", "cosine", "hamming", "hann", "none"] = option(
+        "shepp-logan", "Filter of fbp."
+    )
+    iterations: int = option(100, "Iterations of sirt and mlem.", ge=1)
+    align: Literal["none", "stored", "common-line", "correlation"] = option(
+        "stored", "Shifts applied: the file's, or the file's and estimated ones."
+    )
+    stripes: int = option(
+        0, "Suppress stripes (rings) up to half this many pixels wide; 0: leave them.", ge=0
+    )
+    contrast: Literal["auto", "absorption", "phase"] = option(
+        "auto", "Whether values are attenuations; phase contrast gets no physical unit."
+    )
 
 
 class RestoreSettings(ReadSettings):
@@ -335,7 +357,18 @@ class EvaluateSettings(ReadSettings):
     truth: Path | None = option(None, "Truth written by `simulate`.")
     refs: Path | None = option(None, "References: leave one out, predict it, compare.")
     compare: bool = option(False, "Compare with the peers on benchmark scans.")
-    model: str = option("bundled", "Model file, or `bundled`.")
+    plan: Literal["quick", "core", "grid", "shapes"] = option(
+        "quick", "Benchmark scans of --compare; quick takes minutes, core hours."
+    )
+    seeds: int | None = option(None, "Scans of each kind; default as the plan says.", ge=1)
+    methods: str = option("", "Methods to compare, separated by commas; default all.")
+    real: Path | None = option(None, "Compare on the real scans in this folder instead.")
+    model: str = option("bundled", "Model file, `bundled`, or `none` for the peers alone.")
+    condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
+    interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How the model's samples are drawn.")
+    steps: int = option(8, "Network evaluations a sample.", ge=1)
+    samples: int = option(1, "Samples a key frame (2 or more give a spread).", ge=1)
     out: Path | None = option(None, "Folder for table, JSON and figures.")
     json_output: bool = option(False, "Print JSON instead of a table.", "--json")
 

@@ -39,6 +39,7 @@ __all__ = [
 PEERS: dict[str, Method] = {
     "none": references.no_correction,
     "stale": references.stale,
+    "bank-mean": references.bank_mean,
     "interpolated": references.interpolated,
     "shift-registered": references.shift_registered,
     "smoothed-ratio": references.smoothed_ratio,

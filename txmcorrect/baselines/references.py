@@ -38,6 +38,13 @@ def stale(problem: Problem) -> Estimate:
     return scale_to_current(problem, *log_flat(problem.nearest, problem.dark))
 
 
+def bank_mean(problem: Problem) -> Estimate:
+    """Mean of a bank of references, each scaled by its ring current."""
+    if problem.bank is None:
+        raise NotApplicableError("expected a bank of references, got none")
+    return scale_to_current(problem, *log_flat(problem.bank, problem.dark))
+
+
 def interpolated(problem: Problem) -> Estimate:
     """References before and after, interpolated in the logarithm along the scan."""
     if problem.before is None or problem.after is None:

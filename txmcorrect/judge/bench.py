@@ -47,6 +47,7 @@ KNOWING: dict[str, Callable[..., Method]] = {
 }
 
 Progress = Callable[[str, int, int], None]
+Scenes = list[tuple[str, int, Callable[[], Scene]]]  # name, seed, how to make it
 
 
 @dataclass(frozen=True)
@@ -114,26 +115,9 @@ def methods_for(scene: Scene, candidates: Mapping[str, Method]) -> dict[str, Met
     return {**PEERS, **candidates, **knowing, **BAD}
 
 
-def run_plan(
-    folder: Path,
-    plan: Plan,
-    candidates: Mapping[str, Method] | None = None,
-    only: tuple[str, ...] = (),
-    first_seed: int = 0,
-    progress: Progress | None = None,
-) -> list[Cell]:
-    """Fill in the cells that are missing and return all.
+def plan_scenes(plan: Plan, first_seed: int = 0) -> Scenes:
+    """All scenes of a plan."""
 
-    Parameters
-    ----------
-    folder : keeps `cells/SETTING/SEED/METHOD.json`, each written at once or not at all.
-    candidates : methods beside the peers; a name must change when what it names does, because a
-    cell that exists is not run again. only : names to run; all where empty.
-    """
-    return run_scenes(folder, _scenes(plan, first_seed), candidates or {}, only, progress)
-
-
-def _scenes(plan: Plan, first_seed: int) -> list[tuple[str, int, Callable[[], Scene]]]:
     def maker(setting: Setting, seed: int) -> Callable[[], Scene]:
         return lambda: simulated_scene(setting, seed)
 
@@ -143,13 +127,20 @@ def _scenes(plan: Plan, first_seed: int) -> list[tuple[str, int, Callable[[], Sc
 
 def run_scenes(
     folder: Path,
-    scenes: list[tuple[str, int, Callable[[], Scene]]],
+    scenes: Scenes,
     candidates: Mapping[str, Method],
     only: tuple[str, ...] = (),
     progress: Progress | None = None,
     checks: tuple[str, ...] = tuple(CHECKS),
 ) -> list[Cell]:
-    """Run methods over scenes given as (name, seed, how to make it); a scene is made if needed."""
+    """Fill in the cells that are missing and return all; a scene is made only if one is.
+
+    Parameters
+    ----------
+    folder : keeps `cells/SETTING/SEED/METHOD.json`, each written at once or not at all.
+    candidates : methods beside the peers; a name must change when what it names does, because a
+    cell that exists is not run again. only : names to run; all where empty.
+    """
     names = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
     cells = []
     for i, (name, seed, make) in enumerate(scenes):

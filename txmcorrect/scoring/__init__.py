@@ -1,0 +1,1 @@
+"""What `evaluate` does: against truth, on references alone, and against peers."""
