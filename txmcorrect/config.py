@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from txmcorrect.errors import TxmError
 
@@ -73,6 +83,18 @@ def parse_grid(value: Any) -> Any:
     return int(match[1]), int(match[2])
 
 
+def auto_or(wanted: str) -> WrapValidator:
+    """Say in one line what besides `auto` is understood, not one line for each possibility."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"expected auto or {wanted}") from None
+
+    return WrapValidator(validate)
+
+
 def _slice_text(value: tuple[int | None, ...]) -> str:
     return ":".join("" if part is None else str(part) for part in value)
 
@@ -91,8 +113,8 @@ Roi = Annotated[
 Grid = Annotated[
     tuple[int, int], BeforeValidator(parse_grid), PlainSerializer(lambda g: f"{g[0]}x{g[1]}")
 ]
-AutoFloat = Literal["auto"] | float
-AutoInt = Literal["auto"] | int
+AutoFloat = Annotated[Literal["auto"] | float, auto_or("a number")]
+AutoInt = Annotated[Literal["auto"] | PositiveInt, auto_or("a whole number from 1")]
 
 
 class Part(BaseModel):
@@ -180,7 +202,7 @@ class PrepareSettings(ReadSettings):
     max_age_hours: float = option(24.0, "Where dates exist: oldest reference to divide by.", gt=0)
     validation: float = option(0.1, "Share of scans kept for validation.", ge=0, lt=1)
     size: int = option(256, "Long side of the stored frames (binned, never cropped).", ge=32)
-    force: bool = option(False, "Pair references that do not match; take corrected data.")
+    force: bool = option(False, "Pair references that do not match or cannot be checked.")
 
 
 class NetworkSettings(Part):
@@ -307,8 +329,8 @@ class TomoSettings(CorrectSettings):
     merge: bool = option(False, "Merge several scans into one; of equal angles the latest counts.")
     theta: Path | None = option(None, "Angles in degrees, one per line.")
     invert_theta: bool = option(False, "Turn the other way round.")
-    flats: Literal["generated", "measured"] = option(
-        "generated", "What divides out the beam: our model, or the scan's own flats."
+    flats: Literal["generated", "measured", "none"] = option(
+        "generated", "What divides out the beam: our model, measured flats, or nothing any more."
     )
     split: int | None = option(
         None,
@@ -341,9 +363,28 @@ class RestoreSettings(ReadSettings):
         "denoise", "What to do."
     )
     out: Path | None = option(None, "Result; default <stem>.restored.h5.")
-    model: str = option("bundled", "Model file, or `bundled`.")
-    samples: int = option(4, "Samples of the posterior.", ge=1)
-    steps: int = option(50, "Network evaluations a sample.", ge=1)
+    model: str = option("bundled", "Model file of a sample prior, or `bundled`.")
+    guidance: Literal["auto", "dmps", "ddnm", "dps"] = option(
+        "auto", "How samples meet the data; auto is ddnm, and dps for inpaint."
+    )
+    sampler: Literal["ddpm", "ddim", "dpmpp", "langevin", "pc", "mean"] = option(
+        "ddpm", "How samples are drawn; mean (denoise only) is one evaluation without a spread."
+    )
+    samples: int = option(4, "Samples of the posterior (2 or more give a spread).", ge=1)
+    steps: int = option(50, "Noise levels a sample.", ge=1)
+    noise: str = option("auto", "auto, poisson, gaussian, or a deviation in transmission.")
+    psf: float = option(1.5, "Deviation of the blur to undo, in pixels.", gt=0)
+    psf_file: Path | None = option(None, "Measured point spread (TIFF or npy), instead of --psf.")
+    factor: int = option(2, "Superresolution: finer pixels per pixel and axis.", ge=2)
+    mask: Path | None = option(
+        None, "Inpaint: image (TIFF or npy), nonzero where data are missing."
+    )
+    counts: float | None = option(None, "Counts of an empty pixel, for raw frames.", gt=0)
+    assembly: Literal["random", "fixed", "average"] = option("random", "How patches make a frame.")
+    frames: FrameSlice | None = option(None, "Frames to restore, a:b:n.")
+    size: int = option(256, "Generate: side of the frames in pixels.", ge=32)
+    number: int = option(4, "Generate: how many frames.", ge=1)
+    record: bool = option(False, "Write how the first frame came about: sheet and GIF.")
     memory: Bytes = option(2 * 1024**3, "Memory budget, e.g. 2GiB.")
 
 
