@@ -126,7 +126,11 @@ def _make_command(settings: type[config.Settings], module: str) -> Callable[...,
         if resolved.dry_run:
             typer.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
             return
-        result = importlib.import_module(module).run(resolved)
+        try:
+            result = importlib.import_module(module).run(resolved)
+        except KeyboardInterrupt:  # Typer would exit in silence
+            typer.echo("interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
         if result.message:
             typer.echo(result.message)
         raise typer.Exit(result.exit_code)
@@ -162,13 +166,10 @@ def _start_log(settings: config.Settings) -> None:
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one red line and exit 1, Ctrl-C is 130."""
+    """Run a command; a user's mistake is one red line and exit 1."""
     try:
         app()
     except TxmError as error:
         Console(stderr=True, soft_wrap=True).print("Error:", style="bold red", end=" ")
         typer.echo(str(error), err=True)
         sys.exit(2 if isinstance(error, config.UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command resumes", err=True)
-        sys.exit(130)
