@@ -105,6 +105,9 @@ def _open_source(settings: TomoSettings, path: Path, out: Path, report: Report) 
     scan = open_for(settings, path)
     if scan.corrected_by and not settings.force:
         return _corrected_source(scan)
+    if settings.flats == "none":
+        nothing = np.zeros(scan.shape[0], bool)
+        return Source(scan, scan.projections, "as in the file", "as in the file", None, nothing)
     if settings.flats == "measured":
         return _flat_fielded(settings, scan)
     names = set(CorrectSettings.model_fields) - {"format"}
