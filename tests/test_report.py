@@ -1,6 +1,7 @@
 import io
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -174,10 +175,9 @@ def test_large_images_are_binned_without_spreading_nan():
 
 @pytest.mark.parametrize("shape", [(2, 640), (300, 20), (1, 1)])
 def test_odd_shapes_are_drawn(shape):
-    images = make_images(2, shape)
-    figure = plots.triptychs(["a", "b"], images, images, images)
-    assert len(png_bytes(figure)) > 1000
-    assert len(png_bytes(plots.contact_sheet(images, ["a", "b"]))) > 1000
+    images = make_images(1, shape)
+    assert pixels(plots.triptychs(["a"], images, images, images)).std() > 1
+    assert pixels(plots.contact_sheet(images, ["a"])).std() > 1
 
 
 def test_drift_is_the_rms_change_of_shape():
@@ -236,7 +236,8 @@ def test_correction_report(tmp_path):
 
 
 def test_report_of_a_single_sample_says_that_the_spread_is_unknown(tmp_path):
-    correction_report(tmp_path / "report.html", make_summary(log_std=None, time_s=None))
+    summary = make_summary(log_std=None, time_s=None)
+    correction_report(tmp_path / "report.html", replace(summary, frames=summary.frames[:1]))
     text = (tmp_path / "report.html").read_text()
     assert len(check_page(text)) == 4
     assert "unknown, one sample was drawn" in text

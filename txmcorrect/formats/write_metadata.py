@@ -11,7 +11,8 @@ import numpy as np
 
 PERSONAL = (
     "experimenter|user|operator|person|author|owner|contact|e_?-?mail|phone|telephone|affiliation|"
-    "institution|address|badge|orcid|principal_?investigator|proposer|proposal"
+    "institution|address|badge|orcid|principal_?investigator|proposer|proposal|"
+    "full_file_name|path|folder|directory"  # beamlines name folders after people
 )
 RESCALING = "exposure|acquire_time|count_time|dwell|current|monitor|fill|(flat|dark)_field_value"
 DROPPED = re.compile(f"({PERSONAL})|({RESCALING})", re.IGNORECASE)
