@@ -114,7 +114,7 @@ def _end_of_data(file: tifffile.TiffFile, frames: TiffFrames) -> int:
 
 def open_tiff(path: Path) -> Scan:
     """Describe one TIFF stack; beyond its frames it says whether we wrote it."""
-    frames, _ = tiff_frames(path)
+    frames, date = tiff_frames(path)
     with tifffile.TiffFile(path) as file:
         ours = str(file.pages.first.tags.valueof("ImageDescription", "")).startswith(
             '{"txmcorrect"'
@@ -123,6 +123,7 @@ def open_tiff(path: Path) -> Scan:
         path=path,
         format="tiff",
         projections=frames,
+        time_s=np.array([date]) if frames.shape[0] == 1 and np.isfinite(date) else None,
         corrected_by="txmcorrect" if ours else "",
         warnings=empty_warning(frames),
     )

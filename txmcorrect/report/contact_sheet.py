@@ -7,32 +7,43 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from txmcorrect.scan import Array
 
-COLUMNS = 8
+CELL, MARGIN = 128, 34  # pixels of a thumbnail's square, and of the text around it
+DPI = 100
 
 
 def write_contact_sheet(path: Path, rows: list[tuple[str, list[tuple[str, Array]]]]) -> None:
     """Draw titled rows of captioned images `(h, w)` as PNG; each image has its own grey range.
 
-    The range spans the 1st to 99th percentile, printed under the image.
+    The range spans the 1st to 99th percentile, printed over the image.
     """
-    lines = [
-        (title if start == 0 else "", images[start : start + COLUMNS])
-        for title, images in rows
-        for start in range(0, len(images), COLUMNS)
-    ]
-    figure = Figure(figsize=(COLUMNS * 1.6, 2.0 * len(lines)), dpi=100, layout="constrained")
+    columns = max(len(images) for _, images in rows)
+    page = np.ones((len(rows) * (CELL + 2 * MARGIN), columns * (CELL + 8)))
+    size = (page.shape[1] / DPI, page.shape[0] / DPI)
+    figure = Figure(figsize=size, dpi=DPI)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(lines), COLUMNS, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for (title, images), line in zip(lines, axes, strict=True):
-        if title:
-            line[0].text(0, 1.22, title, transform=line[0].transAxes, fontsize=9, weight="bold")
-        for (caption, image), axis in zip(images, line, strict=False):
+    for line, (title, images) in enumerate(rows):
+        top = line * (CELL + 2 * MARGIN)
+        figure.text(0.005, 1 - (top + 14) / page.shape[0], title, fontsize=9, weight="bold")
+        for column, (caption, image) in enumerate(images):
             low, high = np.percentile(image, (1, 99))
-            axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_title(f"{caption}\n{low:.3g} to {high:.3g}", fontsize=6)
+            left, y = column * (CELL + 8) + 4, top + 2 * MARGIN - 6
+            thumbnail = _shrink((image - low) / max(float(high - low), 1e-12))
+            page[y : y + thumbnail.shape[0], left : left + thumbnail.shape[1]] = thumbnail
+            note = f"{caption}\n{low:.3g} to {high:.3g}"
+            figure.text(left / page.shape[1], 1 - (y - 4) / page.shape[0], note, fontsize=6)
+    figure.figimage(np.clip(page, 0, 1), cmap="gray", vmin=0, vmax=1, zorder=-1)
     figure.savefig(path, format="png")
+
+
+def _shrink(image: Array) -> NDArray[np.float64]:
+    """Bring the long side to a thumbnail's by picking or repeating pixels."""
+    scale = CELL / max(image.shape)
+    rows, columns = (
+        np.minimum(np.arange(max(1, round(n * scale))) / scale, n - 1).astype(int)
+        for n in image.shape
+    )
+    return np.asarray(image[np.ix_(rows, columns)], np.float64)

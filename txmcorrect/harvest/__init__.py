@@ -1,0 +1,1 @@
+"""What `prepare` is made of: collecting files, screening frames, pairing, storing."""
