@@ -287,14 +287,16 @@ class PartFolder:
             raise
 
     def _take_lock(self) -> FileLock:
-        path, owner = self.path / "lock", self.path / "owner"
+        path, owner, who = self.path / "lock", self.path / "owner", ""
         lock = FileLock(path, timeout=0, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
-            who = f" ({owner.read_text()})" if owner.exists() else ""
+            with suppress(FileNotFoundError):  # held for so short that it is not signed yet
+                who = owner.read_text()
             raise OutputError(
-                f"{self.out}: another run holds it{who}; wait for it, or choose another output"
+                f"{self.out}: another run holds it ({who or 'just begun'}); "
+                "wait for it, or choose another output"
             ) from None
         except (OSError, NotImplementedError) as error:
             raise OutputError(f"{path}: cannot be locked ({error})") from None
