@@ -98,6 +98,21 @@ def test_verdict_comes_first_and_has_its_colour(word):
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
 
 
+@pytest.mark.parametrize(
+    ("verdict", "why"),
+    [
+        ("TRUSTED: no flag", "no flag"),
+        ("CHECK (frames 1): leak", "(frames 1): leak"),
+        ("FAILED", ""),
+    ],
+)
+def test_verdict_is_split_into_word_and_reason(verdict, why):
+    text = Page("scan", verdict).html()
+    word = verdict.split()[0].rstrip(":")
+    assert f"var(--{word})" in text
+    assert f"<strong>{word}</strong>" + (f"<span>{why}</span>" if why else "") + "</div>" in text
+
+
 def test_page_escapes_and_keeps_order():
     page = Page("<scan>").heading("A & B").text("<script>").table([("<x>", 1)], ("name", "value"))
     text = page.html()

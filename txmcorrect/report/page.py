@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -118,9 +119,9 @@ def write_png(figure: Figure, path: Path) -> Path:
 
 def _banner(verdict: str, subtitle: str) -> str:
     """Set the verdict's first word large, the rest below."""
-    word, _, reason = verdict.partition(" ")
+    word, reason = re.split(r"[:\s]+|$", verdict, maxsplit=1)
     colour = word if word in ("TRUSTED", "CHECK", "FAILED") else "other"
-    lines = [line for line in (reason.strip(), subtitle) if line]
+    lines = [line for line in (reason, subtitle) if line]
     below = "".join(f"<span>{html.escape(line)}</span>" for line in lines)
     return (
         f'<div class="verdict" style="background: var(--{colour})">'
