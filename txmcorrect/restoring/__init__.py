@@ -1,0 +1,1 @@
+"""Parts of `restore`: prior, tasks, pictures."""

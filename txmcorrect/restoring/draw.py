@@ -1,0 +1,129 @@
+"""Samples of one frame given its measurement: mean, spread, and how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from txmcorrect.config import RestoreSettings
+from txmcorrect.diffusion.denoiser import Denoiser, Noise, Step
+from txmcorrect.diffusion.guidance import GUIDANCE
+from txmcorrect.diffusion.langevin import langevin, predictor_corrector
+from txmcorrect.diffusion.samplers import SAMPLERS, Sampler
+from txmcorrect.diffusion.schedules import subsequence
+from txmcorrect.errors import TxmError
+from txmcorrect.restoring.prior import from_prior
+from txmcorrect.restoring.problem import Problem
+from txmcorrect.weights import Model
+
+ALL_SAMPLERS = {
+    **SAMPLERS,
+    "langevin": cast(Sampler, langevin),
+    "pc": cast(Sampler, predictor_corrector),
+}
+
+
+@dataclass
+class Recorder:
+    """A denoiser that keeps what it answered, for `--record`."""
+
+    denoise: Denoiser
+    seen: list[tuple[float, Tensor]] = field(default_factory=list)
+    active: bool = True
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
+        x0_hat = self.denoise(x, sigma, cond, step)
+        if self.active:
+            self.seen.append((float(sigma), x0_hat[0, 0].detach().cpu()))
+        return x0_hat
+
+
+@dataclass(frozen=True)
+class Restored:
+    """`mean` and, with two samples or more, `std` `(h, w)` in transmission; the trajectory."""
+
+    mean: Tensor
+    std: Tensor | None
+    trajectory: list[tuple[float, Tensor]]
+
+
+def restore_frame(
+    settings: RestoreSettings,
+    prior: Denoiser,
+    model: Model,
+    problem: Problem,
+    tell: Callable[[], None] = lambda: None,
+) -> Restored:
+    """Draw `samples` of the scene behind a frame; `tell` is called after each."""
+    if settings.sampler == "mean":
+        return _posterior_mean(settings, prior, model, problem)
+    name = settings.guidance
+    if name == "auto":
+        name = "dps" if settings.task == "inpaint" else "ddnm"
+    guided = Recorder(GUIDANCE[name](prior, problem.measurement), active=settings.record)
+    like = problem.measurement.operator.A_adjoint(problem.measurement.y)
+    return _summarise(settings, guided, model, like, problem.margin, tell)
+
+
+def generate_frame(
+    settings: RestoreSettings, prior: Denoiser, model: Model, number: int, device: torch.device
+) -> Restored:
+    """One frame from the prior alone."""
+    free = Recorder(prior, active=settings.record)
+    like = torch.empty(1, 1, settings.size, settings.size, device=device)
+    chosen = settings.model_copy(update={"samples": 1})
+    return _summarise(chosen, free, model, like, (0, 0), lambda: None, number)
+
+
+def _summarise(
+    settings: RestoreSettings,
+    denoise: Recorder,
+    model: Model,
+    like: Tensor,
+    margin: tuple[int, int],
+    tell: Callable[[], None],
+    first: int = 0,
+) -> Restored:
+    """Running mean and spread over samples: only one is held at a time."""
+    levels = subsequence(model.spec.sigmas(), settings.steps)
+    mean, scatter = torch.zeros_like(like), torch.zeros_like(like)
+    for k in range(settings.samples):
+        noise = Noise(settings.seed, first + k)
+        x = noise.start(tuple(like.shape), float(levels[0]), like)
+        found = ALL_SAMPLERS[settings.sampler](denoise, x, levels, noise=noise)
+        away = found - mean
+        mean = mean + away / (k + 1)
+        scatter = scatter + away * (found - mean)
+        denoise.active = False  # the first sample is shown
+        tell()
+    std = None
+    if settings.samples > 1:
+        std = (scatter / (settings.samples - 1)).sqrt() * float(model.spec.extra["scale"])
+    trajectory = [(s, from_prior(x, model)) for s, x in denoise.seen]
+    return Restored(
+        _cut(from_prior(mean, model), margin),
+        None if std is None else _cut(std, margin),
+        trajectory,
+    )
+
+
+def _posterior_mean(
+    settings: RestoreSettings, prior: Denoiser, model: Model, problem: Problem
+) -> Restored:
+    """Denoising is what the prior does: one evaluation at the noise's own level is the mean."""
+    measurement = problem.measurement
+    if settings.task != "denoise" or not bool(torch.isfinite(problem.frame).all()):
+        raise TxmError("--sampler mean serves --task denoise of whole frames; use ddpm")
+    sigma = torch.as_tensor(measurement.s2).mean().sqrt()
+    x0_hat = prior(measurement.y, sigma, None, Noise(settings.seed).step(0))
+    return Restored(_cut(from_prior(x0_hat, model), problem.margin), None, [])
+
+
+def _cut(image: Tensor, margin: tuple[int, int]) -> Tensor:
+    """`(1, 1, h, w)` to `(h, w)` on the CPU, without the margin."""
+    (my, mx), (h, w) = margin, image.shape[-2:]
+    return image[0, 0, my : h - my, mx : w - mx].cpu()

@@ -1,0 +1,63 @@
+"""The prior of samples that restores: `x0 = (T - 1) / SCALE`, vacuum and the border are 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from txmcorrect.diffusion.denoiser import Denoiser
+from txmcorrect.diffusion.patches import Assembly, PatchPrior, patches_within
+from txmcorrect.weights import Model, ModelSpec, load_model
+
+SCALE = 0.25  # transmission per unit of x0: about the deviation of simulated samples
+PAD, PATCH = 16, 64
+CONDITION = "sample"
+
+
+def sample_spec(**extra: Any) -> ModelSpec:
+    """Shape of the small patch prior: position channels only, on transmission."""
+    network: dict[str, Any] = {
+        "channels": 24,
+        "multipliers": (1, 2, 3),
+        "blocks": 1,
+        "attention": (),
+        "patch": 2,
+    }
+    return ModelSpec(
+        network,
+        CONDITION,
+        2,
+        PATCH,
+        domain="transmission",
+        extra={"pad": PAD, "scale": SCALE, **extra},
+    )
+
+
+def load_prior(name: str, device: str | torch.device) -> Model:
+    """Load a model of samples.
+
+    Raises
+    ------
+    ModelError : it is of something else, or none ships with this version.
+    """
+    return load_model(name, CONDITION, device)
+
+
+def patch_prior(model: Model, memory: int, assembly: Assembly = "random") -> Denoiser:
+    """Denoiser of whole frames within a memory budget in bytes."""
+    patch, pad = model.spec.size, int(model.spec.extra["pad"])
+    return PatchPrior(model.denoiser, patch, pad, assembly, patches_within(memory, patch))
+
+
+def to_prior(transmission: Tensor, model: Model) -> Tensor:
+    """Transmission to what the prior sees."""
+    scale: float = model.spec.extra["scale"]
+    return (transmission - 1) / scale
+
+
+def from_prior(x0: Tensor, model: Model) -> Tensor:
+    """Back to transmission."""
+    scale: float = model.spec.extra["scale"]
+    return x0 * scale + 1

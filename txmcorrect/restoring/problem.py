@@ -1,0 +1,152 @@
+"""What was measured of a frame, in the prior's units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+
+from txmcorrect.config import RestoreSettings
+from txmcorrect.diffusion.guidance import Measurement
+from txmcorrect.errors import TxmError
+from txmcorrect.physics import (
+    BlockMean,
+    Identity,
+    Inpainting,
+    NoiseModel,
+    Operator,
+    estimate_gaussian,
+    estimate_poisson,
+    gaussian_kernel,
+    measured_kernel,
+    open_blur,
+    separable_blur,
+)
+from txmcorrect.restoring.prior import to_prior
+from txmcorrect.scan import Array
+from txmcorrect.weights import Model
+
+COUNTS_NOT_TRANSMISSION = 5.0  # no transmission image has a median above this
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One frame to restore.
+
+    Attributes
+    ----------
+    measurement : in the prior's units. noise : in transmission.
+    margin : pixels (y, x) that the restored scene has beyond the frame, to be cut off.
+    frame : `(h, w)` transmission as measured; NaN where missing.
+    """
+
+    measurement: Measurement
+    noise: NoiseModel
+    margin: tuple[int, int]
+    frame: Tensor
+
+
+def pose(settings: RestoreSettings, frame: Array, model: Model, device: torch.device) -> Problem:
+    """State what is known of a frame `(h, w)`.
+
+    Raises
+    ------
+    TxmError : it holds counts rather than transmission, or the mask does not fit it.
+    """
+    image = torch.from_numpy(np.asarray(frame, np.float32)) / (settings.counts or 1)
+    image = torch.where(_missing(settings, image), torch.nan, image)
+    median = float(image.nanmedian())
+    if median > COUNTS_NOT_TRANSMISSION:
+        raise TxmError(
+            f"expected transmission (1 is vacuum), got a median of {median:.4g}; "
+            "correct the scan first, or give --counts, those of an empty pixel"
+        )
+    known = torch.isfinite(image)
+    filled = torch.where(known, image, 1.0)
+    noise = noise_of(settings.noise, image)
+    operator, margin = _operator(settings, filled, known, device)
+    y = to_prior(filled, model)[None, None].to(device) * known.to(device)
+    s2 = _variance(noise, filled, isinstance(operator, Identity | Inpainting))
+    s2 = s2 / float(model.spec.extra["scale"]) ** 2
+    return Problem(Measurement(operator, y, s2.to(device)), noise, margin, image)
+
+
+def noise_of(wanted: str, image: Tensor) -> NoiseModel:
+    """The noise the user states, or the frame shows.
+
+    Raises
+    ------
+    TxmError : `wanted` is neither a known word nor a positive number.
+    """
+    whole = torch.where(torch.isfinite(image), image, image.nanmedian())
+    if wanted in ("auto", "poisson"):
+        return estimate_poisson(whole)
+    if wanted == "gaussian":
+        return estimate_gaussian(whole)
+    try:
+        deviation = float(wanted)
+    except ValueError:
+        deviation = -1.0
+    if deviation <= 0:
+        raise TxmError(f"--noise: expected auto, poisson, gaussian or a number > 0, got {wanted!r}")
+    return NoiseModel(deviation**2)
+
+
+def _variance(noise: NoiseModel, image: Tensor, per_pixel: bool) -> Tensor:
+    """Variance map `(1, 1, h, w)` from the local mean, or one number where maps are costly."""
+    padded = torch.nn.functional.pad(image[None, None], (2, 2, 2, 2), mode="replicate")
+    local = noise.variance(torch.nn.functional.avg_pool2d(padded, 5, 1))
+    return local if per_pixel else local.mean()
+
+
+def _operator(
+    settings: RestoreSettings, image: Tensor, known: Tensor, device: torch.device
+) -> tuple[Operator, tuple[int, int]]:
+    """What turned the scene into the frame, and the scene's margin beyond it."""
+    shape = (image.shape[0], image.shape[1])
+    if settings.task == "superres":
+        return BlockMean((settings.factor, settings.factor)), (0, 0)
+    if settings.task == "deblur" and settings.psf_file:
+        kernel = measured_kernel(read_image(settings.psf_file, "--psf-file")).to(device)
+        return open_blur(kernel, shape), (kernel.shape[0] // 2, kernel.shape[1] // 2)
+    if settings.task == "deblur":
+        profile = gaussian_kernel(settings.psf).sum(0).to(device)
+        return separable_blur(profile, profile, shape), (0, 0)
+    if bool(known.all()):
+        return Identity(), (0, 0)
+    return Inpainting(known.float().to(device)), (0, 0)
+
+
+def _missing(settings: RestoreSettings, image: Tensor) -> Tensor:
+    """Pixels without data: not finite, or marked by the user."""
+    missing = ~torch.isfinite(image)
+    if settings.mask is None:
+        return missing
+    marked = read_image(settings.mask, "--mask") != 0
+    if marked.shape != image.shape:
+        raise TxmError(
+            f"--mask {settings.mask}: expected {tuple(image.shape)} pixels, got {tuple(marked.shape)}"
+        )
+    return missing | marked
+
+
+def read_image(path: Path, option: str) -> Tensor:
+    """A 2D image from TIFF or npy.
+
+    Raises
+    ------
+    TxmError : it cannot be read, or is not 2D.
+    """
+    try:
+        array = (
+            np.load(path, allow_pickle=False) if path.suffix == ".npy" else tifffile.imread(path)
+        )
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise TxmError(f"{option} {path}: expected a TIFF or npy image ({error})") from None
+    if array.ndim != 2:
+        raise TxmError(f"{option} {path}: expected a 2D image, got shape {array.shape}")
+    return torch.from_numpy(array.astype(np.float32))
