@@ -15,7 +15,7 @@ from txmcorrect.baselines import Method, correct
 from txmcorrect.judge.bench import Cell
 from txmcorrect.judge.scenes import Scene
 from txmcorrect.judge.statistics import mean_interval
-from txmcorrect.judge.tables import Group, interval, is_peer, preserves
+from txmcorrect.judge.tables import Group, background_error, is_peer, preserves
 from txmcorrect.judge.trial import log_error
 
 
@@ -37,14 +37,13 @@ def draw_errors(groups: Group) -> Figure:
     for axis, (setting, methods) in zip(axes, groups.items(), strict=False):
         names = [n for n in _ran(methods) if is_peer(n)]
         for place, name in enumerate(names):
-            error = interval(methods[name], "quality", "log_rms")
+            error = background_error(methods[name])
             face = "C0" if preserves(methods[name]) else "white"
-            half = error.half_width if math.isfinite(error.half_width) else 0
-            bar = min(half, 0.999 * error.mean)  # the axis is logarithmic
+            low, high = (error.low, error.high) if error.n > 1 else (error.mean, error.mean)
             axis.errorbar(
                 100 * error.mean,
                 place,
-                xerr=[[100 * bar], [100 * half]],
+                xerr=[[100 * (error.mean - low)], [100 * (high - error.mean)]],
                 fmt="o",
                 color="C0",
                 markerfacecolor=face,
@@ -62,7 +61,7 @@ def draw_errors(groups: Group) -> Figure:
 
 def draw_octaves(methods: Mapping[str, list[Cell]], title: str) -> Figure:
     """Background error by octave of wavelength."""
-    figure = Figure((7, 4.5), layout="constrained")
+    figure = Figure((8.5, 4.5), layout="constrained")
     axis = figure.subplots()
     for i, (name, cells) in enumerate((n, c) for n, c in _ran(methods).items() if is_peer(n)):
         bands = _named(cells, "quality", "rms_")
@@ -79,14 +78,14 @@ def draw_octaves(methods: Mapping[str, list[Cell]], title: str) -> Figure:
         ylabel="background error (%)",
         title=_name(title),
     )
-    axis.legend(fontsize=6, ncols=2)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axis.grid(alpha=0.3)
     return figure
 
 
 def draw_preservation(methods: Mapping[str, list[Cell]], title: str) -> Figure:
     """Slope of recovered on true log-change by implant size, with the band that passes."""
-    figure = Figure((7, 4.5), layout="constrained")
+    figure = Figure((8.5, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.axhspan(0.98, 1.02, color="C2", alpha=0.2)
     for i, (name, cells) in enumerate(_ran(methods).items()):
@@ -104,7 +103,7 @@ def draw_preservation(methods: Mapping[str, list[Cell]], title: str) -> Figure:
     )
     axis.set_xscale("log", base=2)
     axis.set_ylim(-0.1, 1.3)
-    axis.legend(fontsize=6, ncols=2)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axis.grid(alpha=0.3)
     return figure
 

@@ -42,6 +42,20 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def geometric_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Geometric mean and its interval: errors of scans scatter by factors, not by amounts.
+
+    Where a value is zero (the oracle's) the plain mean is given instead.
+    """
+    data = np.asarray(values, np.float64)
+    data = data[np.isfinite(data)]
+    if len(data) == 0 or data.min() <= 0:
+        return mean_interval(values, level)
+    log = mean_interval(np.log(data).tolist(), level)
+    low, mean, high = (float(np.exp(v)) for v in (log.low, log.mean, log.high))
+    return Interval(mean, low, high, log.n)
+
+
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
@@ -60,6 +74,12 @@ def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> Inter
     """Interval of ours - theirs over the seeds that both have."""
     seeds = sorted(ours.keys() & theirs.keys())
     return mean_interval([ours[s] - theirs[s] for s in seeds])
+
+
+def paired_ratio(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+    """Interval of the geometric mean of ours / theirs over the seeds that both have."""
+    seeds = sorted(s for s in ours.keys() & theirs.keys() if theirs[s] > 0)
+    return geometric_interval([ours[s] / theirs[s] for s in seeds])
 
 
 def wins(ours: dict[int, float], theirs: dict[int, float]) -> tuple[int, int]:

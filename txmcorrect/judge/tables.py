@@ -10,22 +10,29 @@ import numpy as np
 
 from txmcorrect.judge.bench import Cell
 from txmcorrect.judge.checks import CRITICAL
-from txmcorrect.judge.statistics import Interval, mean_interval, paired_difference, wins
+from txmcorrect.judge.statistics import (
+    Interval,
+    geometric_interval,
+    mean_interval,
+    paired_ratio,
+    wins,
+)
 
 Group = dict[str, dict[str, list[Cell]]]  # setting -> method -> cells
 
 HEAD = (
-    "| method | background error % | vs best peer | PSNR dB | SSIM | gain % | slope <=64 px | slope >64 px "
+    "| method | background error % | x best peer | PSNR dB | SSIM | gain % | slope <=64 px | slope >64 px "
     "| elsewhere % | null % | swap % | leak | flags r/p | fails |"
 )
 LEGEND = """\
-Background error: rms of the noise-free log error with its mean removed; +- is the 95 % interval over
-seeds. *In parentheses*: the method does not preserve the sample (slopes, elsewhere, swap or leak out
-of bounds), so its flatness does not count. PSNR (data range 1) and SSIM after one scale factor for
-the scan; the oracle's is what photon noise leaves. Gain: of those that vouch for an absolute scale.
-Slopes: recovered on true log-change of implants, the worst of all seeds. Null: worst octave of what
-is not shot noise in corrected flats. Swap and leak: change of the background when the neighbours show other
-samples. Flags: recall/precision on planted failures.
+Background error: rms of the noise-free log error with its mean removed, geometric mean over seeds
+and its 95 % interval; against the best peer: ratio of errors, seed by seed, and on how many seeds it
+is the smaller. *In parentheses*: the method does not preserve the sample (slopes, elsewhere, swap or
+leak out of bounds), so its flatness does not count. PSNR (data range 1) and SSIM after one scale
+factor for the scan; the oracle's is what photon noise leaves. Gain: of those that vouch for an
+absolute scale. Slopes: recovered on true log-change of implants, the worst of all seeds. Null: worst
+octave of what is not shot noise in corrected flats. Swap and leak: change of the background when the
+neighbours show other samples. Flags: recall/precision on planted failures.
 """
 
 
@@ -45,6 +52,17 @@ def by_seed(cells: list[Cell], check: str, figure: str) -> dict[int, float]:
 def interval(cells: list[Cell], check: str, figure: str) -> Interval:
     """Mean and interval of one figure over seeds."""
     return mean_interval(list(by_seed(cells, check, figure).values()))
+
+
+def background_error(cells: list[Cell]) -> Interval:
+    """Geometric mean over seeds of the background's error, with its interval."""
+    return geometric_interval(list(by_seed(cells, "quality", "log_rms").values()))
+
+
+def _spread(value: Interval, times: float = 1.0) -> str:
+    """`mean [low, high]`, or the mean alone where there is one seed only."""
+    text = f"{times * value.mean:.2f}"
+    return text if value.n < 2 else f"{text} [{times * value.low:.2f}, {times * value.high:.2f}]"
 
 
 def failed(cells: list[Cell]) -> list[str]:
@@ -73,9 +91,9 @@ def is_peer(method: str) -> bool:
 
 
 def best_peer(methods: dict[str, list[Cell]]) -> str | None:
-    """The method of smallest mean background error, preserving or not."""
+    """The method of smallest background error, preserving the sample or not."""
     error = {
-        name: interval(cells, "quality", "log_rms").mean
+        name: background_error(cells).mean
         for name, cells in methods.items()
         if is_peer(name) and any(c.findings for c in cells)
     }
@@ -97,11 +115,10 @@ def setting_table(methods: dict[str, list[Cell]]) -> str:
 
 
 def _row(name: str, cells: list[Cell], best: list[Cell]) -> str:
-    error = interval(cells, "quality", "log_rms")
-    text = f"{100 * error.mean:.2f}" + (f" +- {100 * error.half_width:.2f}" if error.n > 1 else "")
+    text = _spread(background_error(cells), 100)
     ours, theirs = (by_seed(c, "quality", "log_rms") for c in (cells, best))
-    difference, (won, of) = paired_difference(ours, theirs), wins(ours, theirs)
-    against = f"{100 * difference.mean:+.2f} ({won}/{of})" if cells is not best else "best"
+    won, of = wins(ours, theirs)
+    against = f"{_spread(paired_ratio(ours, theirs))}, {won}/{of}" if cells is not best else "1"
     worst_small, worst_large = (_worst_slope(cells, large) for large in (False, True))
     columns = [
         name,
@@ -172,10 +189,10 @@ def summary_table(groups: Group) -> str:
 
 
 def _summary(cells: list[Cell]) -> str:
-    error = interval(cells, "quality", "log_rms")
+    error = background_error(cells)
     if error.n == 0:
         return ""
-    text = f"{100 * error.mean:.2f}" + (f" +- {100 * error.half_width:.2f}" if error.n > 1 else "")
+    text = _spread(error, 100)
     return text if preserves(cells) else f"*({text})*"
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from txmcorrect import metrics
+from txmcorrect.background.quality import REMARKS
 from txmcorrect.errors import FormatError
 from txmcorrect.formats.corrected import Corrected, read_result
 from txmcorrect.scan import Array
@@ -141,13 +142,20 @@ def _score(
     return TruthScores(
         **column,
         gain=gain,
-        flagged=result.flag != 0,
+        flagged=_distrusted(result),
         bands=bands,
         scale=result.scale,
         verdict=result.verdict,
         seams=seams,
         shown=shown,
     )
+
+
+def _distrusted(result: Corrected) -> NDArray[np.bool_]:
+    """Frames whose flags are more than remarks."""
+    remarks = {flag.name.lower() for flag in REMARKS if flag.name}
+    kept = sum(1 << bit for bit, name in enumerate(result.flag_names) if name not in remarks)
+    return np.asarray((result.flag & np.uint32(kept)) != 0)
 
 
 def _log_error(result: Corrected, truth: h5py.Group, frame: int) -> Array:

@@ -1,0 +1,157 @@
+"""Cells are run once, kept, resumed; tables and figures say what they hold."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from txmcorrect.baselines import NotApplicableError
+from txmcorrect.errors import TxmError
+from txmcorrect.judge import bench, figures, statistics, tables
+from txmcorrect.judge.scenes import Setting, simulated_scene
+
+PLAN = bench.Plan((Setting("film", references="fresh", shape=(32, 32)),), 2)
+METHODS = ("none", "stale", "interpolated", "oracle", "bad:erase-all")
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    return folder, bench.run_scenes(folder, bench.plan_scenes(PLAN), {}, METHODS)
+
+
+def refuse():
+    raise AssertionError("a scene was made although all its cells are there")
+
+
+def test_cells_are_kept_and_not_run_again(cells):
+    folder, first = cells
+    scenes = [(name, seed, refuse) for name, seed, _ in bench.plan_scenes(PLAN)]
+    again = bench.run_scenes(folder, scenes, {}, METHODS)
+    assert [c.method for c in again] == [c.method for c in first]
+    for a, b in zip(first, again, strict=True):
+        assert a.figure("quality", "log_rms") == pytest.approx(
+            b.figure("quality", "log_rms"), rel=1e-5, nan_ok=True
+        )
+    assert not list(folder.rglob("*.part"))
+
+
+def test_only_what_is_missing_is_run(cells):
+    folder, _ = cells
+    name, seed, make = bench.plan_scenes(PLAN)[0]
+    path = bench.cell_path(folder, name, seed, "stale")
+    others = [p for p in path.parent.iterdir() if p != path]
+    before = {p: p.stat().st_mtime_ns for p in others}
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps({**body, "version": -1}))
+    bench.run_scenes(folder, [(name, seed, make)], {}, METHODS)
+    assert json.loads(path.read_text())["version"] == bench.VERSION
+    assert {p: p.stat().st_mtime_ns for p in others} == before
+
+
+def test_a_method_that_cannot_run_says_why(cells):
+    _, found = cells
+    cell = next(c for c in found if c.method == "interpolated")
+    assert "before and after" in cell.skipped and not cell.findings
+
+
+def test_a_method_that_breaks_is_reported_not_hidden():
+    scene = simulated_scene(PLAN.settings[0], 0)
+
+    def broken(problem):
+        raise TxmError("out of order")
+
+    assert bench.run_cell(broken, "ours", scene).error == "out of order"
+    with pytest.raises(ZeroDivisionError):
+        bench.run_cell(lambda problem: 1 // 0, "ours", scene)
+
+
+def test_candidates_run_beside_the_peers(tmp_path):
+    def ours(problem):
+        raise NotApplicableError("not today")
+
+    found = bench.run_scenes(
+        tmp_path, bench.plan_scenes(PLAN)[:1], {"ours": ours}, ("ours", "none")
+    )
+    assert [(c.method, c.skipped) for c in found] == [("none", ""), ("ours", "not today")]
+
+
+def test_tables_show_who_fails_and_whose_flatness_does_not_count(cells):
+    text = tables.markdown(cells[1])
+    row = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "preservation 2/2" in row["bad:erase-all"] and "*(" in row["bad:erase-all"]
+    assert row["oracle"].rstrip().endswith("| - |")
+    assert "not run, interpolated: expected references before and after" in text
+    body = tables.to_json(cells[1])[PLAN.settings[0].name]
+    assert body["oracle"]["fails"] == [] and body["bad:erase-all"]["fails"]
+    assert body["interpolated"]["not_run"]
+    json.dumps(body, allow_nan=False)
+
+
+def test_the_best_peer_is_neither_oracle_nor_bad(cells):
+    (methods,) = tables.group(cells[1]).values()
+    assert tables.best_peer(methods) == "stale"
+
+
+@pytest.mark.slow
+def test_figures_are_drawn(cells, tmp_path):
+    groups = tables.group(cells[1])
+    (setting, methods), *_ = groups.items()
+    worst = figures.worst_cell(methods["none"])
+    scene = simulated_scene(PLAN.settings[0], worst.seed)
+    drawn = [
+        figures.draw_errors(groups),
+        figures.draw_octaves(methods, setting),
+        figures.draw_preservation(methods, setting),
+        figures.draw_scene(scene, {"stale": bench.PEERS["stale"]}),
+    ]
+    for i, figure in enumerate(drawn):
+        path = figures.save(figure, tmp_path / f"{i}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_worst_cell_is_that_of_largest_error(cells):
+    (methods,) = tables.group(cells[1]).values()
+    worst = figures.worst_cell(methods["none"])
+    assert worst.figure("quality", "log_rms") == max(
+        c.figure("quality", "log_rms") for c in methods["none"]
+    )
+    assert figures.worst_cell(methods["interpolated"]) is None
+
+
+def test_plans_hold_what_they_promise():
+    assert len(bench.PLANS["core"].settings) == 4 * 5 and bench.PLANS["core"].seeds == 10
+    assert len(bench.PLANS["grid"].settings) == 4 * 3 * 2 * 5
+    names = [s.name for plan in bench.PLANS.values() for s in plan.settings]
+    assert all("/" not in name for name in names)
+    shapes = {s.shape for s in bench.PLANS["shapes"].settings}
+    assert (1024, 1024) in shapes and (2, 640) in shapes
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = sum(
+        i.low <= 3 <= i.high
+        for i in (statistics.mean_interval(rng.normal(3, 1, 10)) for _ in range(600))
+    )
+    assert hits / 600 == pytest.approx(0.95, abs=0.03)
+    boot = statistics.bootstrap_interval(rng.normal(3, 1, 200))
+    student = statistics.mean_interval(rng.normal(3, 1, 200))
+    assert boot.overlaps(student) and boot.half_width == pytest.approx(student.half_width, rel=0.3)
+
+
+def test_intervals_of_little_data():
+    assert math.isinf(statistics.mean_interval([1.0]).high)
+    assert statistics.mean_interval([]).n == 0
+    assert statistics.mean_interval([1.0, float("nan"), 3.0]).n == 2
+    assert statistics.geometric_interval([0.0, 2.0]).mean == 1
+    wide = statistics.geometric_interval([1.0, 100.0])
+    assert wide.mean == pytest.approx(10) and wide.low > 0
+
+
+def test_pairs_are_made_seed_by_seed():
+    ours, theirs = {0: 1.0, 1: 2.0, 2: 9.0}, {0: 2.0, 1: 4.0, 5: 1.0}
+    assert statistics.paired_ratio(ours, theirs).mean == pytest.approx(0.5)
+    assert statistics.paired_difference(ours, theirs).mean == pytest.approx(-1.5)
+    assert statistics.wins(ours, theirs) == (2, 2)
