@@ -94,7 +94,6 @@ def _write(path: Path, levels: list[Any], pixel_size_um: float | None, name: str
     options: dict[str, Any] = {
         "tile": (TILE, TILE),
         "compression": "zlib",
-        "predictor": 3,
         "photometric": "minisblack",
     }
     with tifffile.TiffWriter(path, bigtiff=True, ome=True) as tif:

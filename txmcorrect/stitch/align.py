@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.stitch.layout import Cells, Points, cells_of, grid_neighbours, near_neighbours
 from txmcorrect.stitch.place import Placement, Stage, grid_stage, listed_stage, place
+from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import (
     NARROWEST_PX,
     Evidence,
@@ -63,24 +64,15 @@ class Alignment:
         return self.placement.positions
 
 
+@dataclass(frozen=True)
 class Tiles:
-    """Features of tiles made when wanted, the last few kept.
+    """Features of all tiles, and the shape (h, w) of a frame."""
 
-    Parameters
-    ----------
-    make : tile index -> Feature. shape : (h, w). keep : how many features stay in memory.
-    """
-
-    def __init__(self, make: Callable[[int], Feature], shape: tuple[int, int], keep: int):
-        self.make, self.shape, self.keep = make, shape, keep
-        self.kept: dict[int, Feature] = {}
+    features: Recent[Feature]
+    shape: tuple[int, int]
 
     def __getitem__(self, index: int) -> Feature:
-        found = self.kept.pop(index, None) or self.make(index)
-        self.kept[index] = found  # last in the dict is last used
-        while len(self.kept) > self.keep:
-            del self.kept[next(iter(self.kept))]
-        return found
+        return self.features[index]
 
 
 def align_grid(
@@ -165,6 +157,20 @@ def _complete(
         assert down is not None
         across = np.array([-down[1], down[0]])
     return across, np.array([across[1], -across[0]]) if down is None else down
+
+
+def convincing(tiles: Tiles, cells: Cells, most: int = 12) -> int:
+    """Pairs, of at most `most` a direction, that stand out from chance in this order of tiles."""
+    found = 0
+    for axis in (1, 0):
+        own = [p for p in grid_neighbours(cells) if cells[p[0]][axis] != cells[p[1]][axis]]
+        if not own:
+            continue
+        window = _step_window(tiles.shape, axis, None)
+        for k in np.unique(np.linspace(0, len(own) - 1, most).round().astype(int)):
+            one = search(tiles[own[k][0]], tiles[own[k][1]], window)
+            found += float(one.score.max()) > np.log(one.cells) + SURE
+    return found
 
 
 def _align(

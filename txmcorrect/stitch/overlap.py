@@ -51,16 +51,18 @@ class Smoothness:
 
     Attributes
     ----------
-    shared_px, own_px : distance of the nodes of the shared and of each tile's field.
-    shared, own : log change from node to node, one standard deviation.
-    gain : log gain of a tile, one standard deviation. noise : of a pixel's log ratio.
+    shared_step, own_step : distance of the nodes of the shared and of each tile's field, as parts of
+    the frame. shared, own : log change from node to node, one standard deviation.
+    gain : log gain of a tile, one standard deviation. A shared slope and gains that rise from tile to
+    tile look alike in overlaps: what is known of the gains has to part them.
+    noise : of a pixel's log ratio.
     """
 
-    shared_px: float = 32.0
-    own_px: float = 128.0
+    shared_step: float = 1 / 32
+    own_step: float = 1 / 4
     shared: float = 0.01
-    own: float = 0.005
-    gain: float = 0.1
+    own: float = 0.01
+    gain: float = 0.02
     noise: float = 0.03
 
 
@@ -143,7 +145,7 @@ def refine(
     seams : of all overlapping pairs. n : tiles. shape : frame (h, w).
     """
     prior = smoothness or Smoothness()
-    grids = [_nodes(shape, prior.shared_px), _nodes(shape, prior.own_px)]
+    grids = [_nodes(shape, prior.shared_step), _nodes(shape, prior.own_step)]
     sizes = [n, int(np.prod(grids[0])), n * int(np.prod(grids[1]))]
     design, ratio, weight = _equations(seams, n, shape, grids)
     penalty = sparse.block_diag(
@@ -169,9 +171,10 @@ def refine(
     )
 
 
-def _nodes(shape: tuple[int, int], spacing_px: float) -> tuple[int, int]:
-    """Nodes of a field along y and x, the frame's edges included; at least two."""
-    return max(round(shape[0] / spacing_px), 1) + 1, max(round(shape[1] / spacing_px), 1) + 1
+def _nodes(shape: tuple[int, int], step: float) -> tuple[int, int]:
+    """Nodes of a field along y and x, the frame's edges included, no closer than 4 px."""
+    rows, columns = (max(min(round(1 / step), side // 4), 1) + 1 for side in shape)
+    return rows, columns
 
 
 def _equations(
