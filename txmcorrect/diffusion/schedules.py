@@ -93,7 +93,8 @@ def subsequence(sigmas: Tensor, steps: int, spacing: str = "uniform") -> Tensor:
     """Descending levels `(steps + 1,)` for a sampler: a subset of `sigmas` `(T,)`, then 0.
 
     `uniform` and `quadratic` spacing in the index (Song et al. 2021, DDIM, App. D.2). The first
-    level is always the largest, so that one step is the posterior mean.
+    level is always the largest, so that one step is the posterior mean; as many steps as levels
+    take them all. Where levels coincide (quadratic spacing, clamped ends) there are fewer.
     """
     if not 1 <= steps <= len(sigmas):
         raise ValueError(f"steps must lie between 1 and {len(sigmas)}, got {steps}")
@@ -102,6 +103,6 @@ def subsequence(sigmas: Tensor, steps: int, spacing: str = "uniform") -> Tensor:
         ramp = ramp**2
     elif spacing != "uniform":
         raise ValueError(f"spacing must be uniform or quadratic, got {spacing!r}")
-    index = torch.round(ramp * (len(sigmas) - 1)).long()
-    index = torch.unique_consecutive(index)
-    return torch.cat([sigmas[index].double(), torch.zeros(1, dtype=torch.float64)])
+    index = (torch.round(ramp * len(sigmas)).long() - 1).clamp_min(0)
+    levels = torch.unique_consecutive(sigmas[index].double())
+    return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
