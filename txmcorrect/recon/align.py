@@ -15,6 +15,8 @@ from txmcorrect.recon.shifts import row_shifts
 
 Array = NDArray[np.float64]
 ROUNDS = 5
+LEAST_OVERLAP = 0.75
+LEAST_GAIN = 0.8  # lines must come this much closer
 
 
 def common_line(rows: Array, columns: Array, theta: Array) -> Array:
@@ -62,7 +64,9 @@ def correlation(rows: Array, columns: Array, theta: Array) -> Array:
     for axis, marginal in enumerate((rows, columns)):
         sorted_ = marginal[order][:, None, :]
         # second(x) = first(x + d): what is seen moved by -d from one to the next.
-        path = np.concatenate([[0.0], np.cumsum(-row_shifts(sorted_[:-1], sorted_[1:]))])
+        path = np.concatenate(
+            [[0.0], np.cumsum(-row_shifts(sorted_[:-1], sorted_[1:], LEAST_OVERLAP))]
+        )
         moved[order, axis] = path
     moved[:, 0] -= moved[:, 0].mean()
     moved[:, 1] -= _sinusoid(moved[:, 1], theta)
@@ -82,18 +86,23 @@ def move(frames: NDArray[np.float32], shifts: Array) -> NDArray[np.float32]:
 
 
 def _shifts_to_mean(lines: Array) -> Array:
-    """Shifts `(n,)` of lines `(n, h)` to their common one, which is refined with them."""
-    total = np.zeros(len(lines))
+    """Shifts `(n,)` of lines `(n, h)` to their common one, which is refined with them.
+
+    Zero where they do not bring the lines closer: a sample that is the same in every slice has
+    no vertical place.
+    """
+    total, moved = np.zeros(len(lines)), lines
     for _ in range(ROUNDS):
-        moved = np.stack([_move_line(a, s) for a, s in zip(lines, total, strict=True)])
         common = np.broadcast_to(np.median(moved, 0), moved.shape)
         # moved(x) = common(x + d) has to move by d.
-        step = row_shifts(common[:, None], moved[:, None])
+        step = row_shifts(common[:, None], moved[:, None], LEAST_OVERLAP)
         total += step
         total -= total.mean()
+        moved = np.stack([_move_line(a, s) for a, s in zip(lines, total, strict=True)])
         if np.abs(step - step.mean()).max() < 0.01:
             break
-    return total
+    worth = moved.std(0).mean() < LEAST_GAIN * lines.std(0).mean()
+    return total if worth else np.zeros(len(lines))
 
 
 def _move_line(line: Array, step: float) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from txmcorrect.recon.projector import smear_at
 from txmcorrect.recon.shifts import row_shifts
 
 Array = NDArray[np.floating[Any]]
-VIEWS, POINTS, COARSE = 256, 20_000, 128  # enough for a clear optimum, few enough to be quick
+Points = tuple[Tensor, Tensor]  # x and y, pixels from the axis
+VIEWS, POINTS, COARSE = 256, 10_000, 128  # enough for a clear optimum, few enough to be quick
 HALF_TURN = math.radians(170)  # a reconstruction from less is never sharp
 
 
@@ -79,27 +81,59 @@ def find_centre(sinograms: Tensor, theta: Tensor) -> Centre:
     wide: Array = np.arange(0.25 * width, 0.75 * width, step)
     guesses = [_highest(wide, contrast(sinograms, theta, wide, step).mean(0))]
     guesses += [] if pairs is None else [pairs]
-    curves = [_approach(sinograms, theta, guess, step) for guess in guesses]
+    where = _where_sample_is(sinograms, theta, guesses[-1], step)
+    curves = [_approach(sinograms, theta, guess, step, where) for guess in guesses]
     near, height = max(curves, key=lambda curve: float(curve[1].max()))
     value = _highest(near, height)
-    return Centre(value, _error(sinograms, theta, value), "sharpness", pairs, near, height)
+    error = _error(sinograms, theta, value, where)
+    return Centre(value, error, "sharpness", pairs, near, height)
 
 
-def contrast(sinograms: Tensor, theta: Tensor, candidates: Array, bin: int = 1) -> Array:
-    """Variance of the reconstruction about each candidate axis, `(z, k)`, from binned views."""
-    if bin > 1:
-        sinograms = avg_pool1d(sinograms, bin)
+def contrast(
+    sinograms: Tensor, theta: Tensor, candidates: Array, bin: int = 1, where: Points | None = None
+) -> Array:
+    """Variance of the reconstruction about each candidate axis, `(z, k)`.
+
+    Parameters
+    ----------
+    sinograms : `(z, n_theta, w)`. candidates : `(k,)` detector pixels.
+    bin : detector pixels averaged first. where : points looked at; all around unless given.
+    """
+    x, y = where or _points(0.75 * sinograms.shape[-1])
+    look = _reconstructor(sinograms, theta, x / bin, y / bin, bin)
+    return np.stack([look(float(c)).var(1).cpu().double().numpy() for c in candidates], 1)
+
+
+def _reconstructor(
+    sinograms: Tensor, theta: Tensor, x: Tensor, y: Tensor, bin: int
+) -> Callable[[float], Tensor]:
+    """Filter once; return what gives values `(z, p)` at points `x`, `y` about an axis."""
+    binned = avg_pool1d(sinograms, bin) if bin > 1 else sinograms
     # The filter's tails beyond the detector count: without them an axis far off seems sharp.
-    margin = sinograms.shape[-1] // 2
-    sinograms = pad(sinograms, (margin, margin), mode="replicate")
-    width = sinograms.shape[-1]
-    filtered = filter_sinograms(sinograms, "hann") * angle_weights(theta).to(sinograms)[:, None]
-    x, y = (points.to(sinograms) for points in _points(width / 4))
-    heights = []
-    for candidate in candidates:
-        axis = (float(candidate) + 0.5) / bin - 0.5 + margin
-        heights.append(smear_at(ParallelBeam(theta, width, axis), x, y, filtered).var(1))
-    return np.stack([h.cpu().double().numpy() for h in heights], 1)
+    margin = binned.shape[-1] // 2
+    wide = pad(binned, (margin, margin), mode="replicate")
+    filtered = filter_sinograms(wide, "hann") * angle_weights(theta).to(wide)[:, None]
+    x, y = x.to(wide), y.to(wide)
+
+    def look(center: float) -> Tensor:
+        axis = (center + 0.5) / bin - 0.5 + margin
+        return smear_at(ParallelBeam(theta, wide.shape[-1], axis), x, y, filtered)
+
+    return look
+
+
+def _where_sample_is(sinograms: Tensor, theta: Tensor, center: float, bin: int) -> Points:
+    """Points within the circle that holds what there is to see, by a coarse reconstruction."""
+    x, y = _points(0.75 * sinograms.shape[-1])
+    look = _reconstructor(sinograms, theta, x / bin, y / bin, bin)
+    energy = look(center).square().mean(0).cpu().double()
+    middle = [float((energy * part).sum() / energy.sum()) for part in (x, y)]
+    distance = torch.hypot(x - middle[0], y - middle[1])
+    order = distance.argsort()
+    held = energy[order].cumsum(0) / energy.sum()
+    radius = float(distance[order[int((held < 0.95).sum())]])
+    near_x, near_y = _points(1.2 * radius)
+    return near_x + middle[0], near_y + middle[1]
 
 
 def centre_from_pairs(sinograms: Tensor, theta: Tensor) -> float | None:
@@ -152,21 +186,23 @@ def centre_from_centroids(sinograms: Tensor, theta: Tensor) -> tuple[float, floa
     return float(fit[0].mean()), error
 
 
-def _approach(sinograms: Tensor, theta: Tensor, guess: float, step: int) -> tuple[Array, Array]:
+def _approach(
+    sinograms: Tensor, theta: Tensor, guess: float, step: int, where: Points
+) -> tuple[Array, Array]:
     """Contrast of candidates around a guess, at finer and finer steps down to half a pixel."""
     while step > 1:
         finer = max(1, step // 4)
         near = guess + np.arange(-step, step + 1, finer)
-        guess = _highest(near, contrast(sinograms, theta, near, finer).mean(0))
+        guess = _highest(near, contrast(sinograms, theta, near, finer, where).mean(0))
         step = finer
     near = guess + np.arange(-3, 3.5, 0.5)
-    return near, contrast(sinograms, theta, near).mean(0)
+    return near, contrast(sinograms, theta, near, where=where).mean(0)
 
 
-def _error(sinograms: Tensor, theta: Tensor, value: float) -> float:
+def _error(sinograms: Tensor, theta: Tensor, value: float, where: Points) -> float:
     """Standard error from what single slices say about either half of the views."""
     near: Array = value + np.arange(-2, 2.5, 0.5)
-    halves = [contrast(sinograms[:, k::2], theta[k::2], near) for k in (0, 1)]
+    halves = [contrast(sinograms[:, k::2], theta[k::2], near, where=where) for k in (0, 1)]
     found = [_highest(near, row) for half in halves for row in half]
     return float(np.std(found, ddof=1) / math.sqrt(len(found)))
 
@@ -182,9 +218,9 @@ def _highest(candidates: Array, height: Array) -> float:
     return float(candidates[i] + offset * (candidates[1] - candidates[0]))
 
 
-def _points(radius: float) -> tuple[Tensor, Tensor]:
+def _points(radius: float) -> Points:
     """Points spread evenly over a circle, as a sunflower's seeds are."""
-    n = min(POINTS, int(math.pi * radius**2))
+    n = max(min(POINTS, int(math.pi * radius**2)), 1)
     k = torch.arange(n, dtype=torch.float64) + 0.5
     r, turn = torch.sqrt(k / n) * radius, k * math.pi * (3 - math.sqrt(5))
     return r * turn.cos(), r * turn.sin()

@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 from scipy import fft
 
 Array = NDArray[np.float64]
-LEAST_OVERLAP = 0.3
 
 
-def row_shifts(first: NDArray[Any], second: NDArray[Any]) -> Array:
+def row_shifts(first: NDArray[Any], second: NDArray[Any], least_overlap: float = 0.3) -> Array:
     """Find d such that second(x) = first(x + d), images sharing one shift along their rows.
 
     Parameters
     ----------
-    first, second : `(n, z, w)`.
+    first, second : `(n, z, w)`. least_overlap : share of the width that must overlap.
 
     Returns
     -------
@@ -29,7 +28,7 @@ def row_shifts(first: NDArray[Any], second: NDArray[Any]) -> Array:
     width = first.shape[-1]
     score = _correlate(first, second)
     lags = np.arange(-(width - 1), width)
-    score[:, np.abs(lags) > (1 - LEAST_OVERLAP) * width] = -np.inf
+    score[:, np.abs(lags) > (1 - least_overlap) * width] = -np.inf
     best = score.argmax(1)
     return np.array([lags[i] + _peak(row, int(i)) for row, i in zip(score, best, strict=True)])
 
