@@ -55,3 +55,25 @@ def interpolate(values: NDArray[Any], keys: Index, jumps: Index, frame: int) -> 
     """Values at key frames `(k, ...)` at any frame, linear, never across a jump."""
     left, right, t = key_weights(keys, jumps, frame)
     return (1 - t) * values[left] + t * values[right]
+
+
+def settle(
+    fields: NDArray[np.float32], lit: NDArray[np.bool_], keys: Index, jumps: Index, window: int
+) -> NDArray[np.float32]:
+    """Median of the shapes of `window` neighbouring key frames; each keeps its own level.
+
+    The beam drifts slowly, while what leaks from a sample differs from frame to frame, so the
+    median keeps the drift (it is unbiased for a steady one) and drops the leak. Windows are cut off
+    at the ends of the scan and at jumps. `fields` `(k, h, w)` logarithms.
+    """
+    if window <= 1:
+        return fields
+    level = fields[:, lit].mean(1)[:, None, None]
+    shapes = fields - level
+    segment = np.searchsorted(jumps, keys, side="right")
+    half = window // 2
+    out = np.empty_like(fields)
+    for k in range(len(keys)):
+        near = np.arange(max(0, k - half), min(len(keys), k + half + 1))
+        out[k] = np.median(shapes[near[segment[near] == segment[k]]], axis=0)
+    return out - out[:, lit].mean(1)[:, None, None] + level

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from txmcorrect.background.conditions import bin_mean, spread_out
 from txmcorrect.background.detail import choose_frames, detail_of
 from txmcorrect.background.estimate import Draw, generate, partner
-from txmcorrect.background.keyframes import changes, find_jumps, first_plan, interpolate, refinement
+from txmcorrect.background.keyframes import (
+    changes,
+    find_jumps,
+    first_plan,
+    interpolate,
+    refinement,
+    settle,
+)
 from txmcorrect.background.quality import (
     DARK_SHARE,
     LEAK_LIMIT,
@@ -141,6 +148,7 @@ def estimate_background(
     dark: NDArray[np.float32] | None = None,
     interval: int = 1,
     every: int | None = None,
+    settle_keys: int = 5,
     scale_roi: tuple[int, int, int, int] | None = None,
     memory: int = 2 * 1024**3,
     report: Report = silent,
@@ -152,7 +160,8 @@ def estimate_background(
     scan : raw. model : of the pair condition. draw : how samples are drawn.
     references : matching ones; they give the fixed pattern and the absolute scale.
     dark : `(h, w)` where the scan has none. interval : distance of the frames of a pair.
-    every : key frames this far apart; None: as the drift asks. memory : bytes.
+    every : key frames this far apart; None: as the drift asks. settle_keys : see
+    `keyframes.settle`. memory : bytes.
 
     Raises
     ------
@@ -169,6 +178,7 @@ def estimate_background(
     small_lit = _lit(fields)
     change = changes(fields, small_lit)
     jumps = find_jumps(keys, change)
+    fields = settle(fields, small_lit, keys, jumps, settle_keys)
     exposure = _log_exposure(scan)
     fields = steady_levels(fields, small_lit, None if exposure is None else exposure[keys])
     scale = "relative"
@@ -433,6 +443,7 @@ def _background(settings: CorrectSettings, scan: Scan, model: Model, report: Rep
         dark=dark,
         interval=settings.interval,
         every=None if settings.every == "auto" else int(settings.every),
+        settle_keys=settings.settle,
         scale_roi=settings.scale_roi,
         memory=settings.memory,
         report=report,

@@ -20,6 +20,7 @@ Image = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 DARK_FRAMES = 50  # more darks than this change nothing
 LEAST_LIGHT = 1.0  # counts above dark in the bright part of a frame; less is no light
+LEAST_SHARE = 0.05  # of the scan's usual brightness: a beam dump, where no dark tells
 SATURATED_SHARE = 0.01
 BYTES_PER_PIXEL = 24.0  # a frame in its own type, in float32, and what is made of it
 
@@ -108,7 +109,11 @@ def survey_scan(
         stuck.see(raw)
         photons += [photons_per_count(c) for c in counts[:: max(1, len(counts) // 4)]]
         progress(stop, n)
-    seen = Survey(level, known, small, factor, flag, float(np.nanmedian(photons)), stuck.broken())
+    bright = np.quantile(small, 0.9, axis=(1, 2))
+    flag[bright < LEAST_SHARE * np.median(bright)] |= np.uint32(Flag.NO_LIGHT)
+    told = [p for p in photons if np.isfinite(p)]
+    gain = float(np.median(told)) if told else 1.0
+    seen = Survey(level, known, small, factor, flag, gain, stuck.broken())
     if seen.usable.sum() < 2:
         raise FlatFieldError(_nothing_left(scan, seen))
     return seen

@@ -1,0 +1,68 @@
+"""From Python: load a model, sample backgrounds, correct an array.
+
+from txmcorrect.api import correct_array, load_model
+
+transmission, background = correct_array(frames, dark=dark)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from txmcorrect.background.estimate import Draw
+from txmcorrect.background.pipeline import Background, divide_block, estimate_background
+from txmcorrect.background.survey import read_counts
+from txmcorrect.scan import ArrayFrames, Scan
+from txmcorrect.weights import Model, load_model
+
+__all__ = ["Background", "Draw", "Model", "correct_array", "estimate_array", "load_model"]
+
+
+def estimate_array(
+    frames: NDArray[Any],
+    dark: NDArray[Any] | None = None,
+    model: Model | None = None,
+    draw: Draw | None = None,
+    interval: int = 1,
+    every: int | None = None,
+) -> Background:
+    """Generate the background of a stack in memory.
+
+    Parameters
+    ----------
+    frames : `(n, h, w)` raw counts, n at least 2. dark : `(h, w)` counts, or None for zero.
+    model : see `load_model`; the bundled pair model by default. draw : how samples are drawn.
+    interval, every : see `CorrectSettings`.
+
+    Raises
+    ------
+    FlatFieldError : fewer than two usable frames.
+    """
+    scan = Scan(Path("array"), "array", ArrayFrames(frames))
+    return estimate_background(
+        scan,
+        model or load_model("bundled", "pair"),
+        draw or Draw(),
+        dark=None if dark is None else np.asarray(dark, np.float32),
+        interval=interval,
+        every=every,
+    )
+
+
+def correct_array(
+    frames: NDArray[Any], dark: NDArray[Any] | None = None, **options: Any
+) -> tuple[NDArray[np.float32], Background]:
+    """Divide a stack in memory by its generated background.
+
+    `frames` `(n, h, w)` raw counts; options as in `estimate_array`. Returns the transmission
+    `(n, h, w)`, float32, unlit and dead pixels 1, and the background with its flags.
+    """
+    background = estimate_array(frames, dark, **options)
+    scan = ArrayFrames(frames)
+    counts = read_counts(scan, 0, len(frames), background.dark)
+    divide_block(counts, background, 0, background.amplitude.copy())
+    return counts, background
