@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -119,8 +120,6 @@ def test_mixed_kinds_are_refused(tmp_path, stack):
 
 
 def test_several_scans_in_a_folder_are_not_one(tmp_path, stack):
-    import h5py
-
     for name in "ab":
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["/exchange/data"] = stack
@@ -182,6 +181,46 @@ def test_tiff_cut_in_half(tmp_path, stack, how):
     (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FormatError, match="TIFF"):
         open_scan(tmp_path / "cut.tif").projections.read(0, 6)
+
+
+def damage(data, rng):
+    """Cut a file short, or overwrite a few of its bytes, mostly near the beginning."""
+    data = bytearray(data)
+    if rng.random() < 0.3:
+        return data[: rng.integers(1, len(data))]
+    for _ in range(rng.integers(1, 6)):
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 2048)
+        data[rng.integers(reach)] = rng.integers(256)
+    return data
+
+
+@pytest.mark.parametrize("name", ["a.txrm", "a.h5", "a.nx", "a.tif", "z.tif", "a.npy"])
+def test_damaged_files_are_read_or_refused_but_never_crash(tmp_path, stack, name):
+    path = tmp_path / name
+    if name == "a.txrm":
+        write_xradia(path, stack, angles=range(6))
+    elif name == "a.npy":
+        np.save(path, stack)
+    elif name.endswith(".tif"):
+        tifffile.imwrite(path, stack, compression="zlib" if name == "z.tif" else None)
+    else:
+        with h5py.File(path, "w") as file:
+            where = "/exchange/data" if name == "a.h5" else "/entry/instrument/detector/data"
+            file.create_dataset(where, data=stack, chunks=(1, 5, 8), compression="gzip")
+            file["/entry/instrument/detector/image_key"] = [0] * 6
+    whole, rng = path.read_bytes(), np.random.default_rng(5)
+    outcomes = set()
+    for k in range(60):
+        broken = tmp_path / f"{k}_{name}"
+        broken.write_bytes(damage(whole, rng))
+        try:
+            scan = open_scan(broken)
+            scan.projections.read(0, min(scan.shape[0], 9))
+            outcomes.add("read")
+        except FormatError as error:
+            assert "\n" not in str(error) and str(broken) in str(error)
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_text_file_among_tiles_is_refused(tmp_path, stack):

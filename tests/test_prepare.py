@@ -149,7 +149,7 @@ def test_frames_of_no_use_are_left_out_with_the_reason(raw):
         "raw/a/notes.txt": "not a data file",
         "raw/a/fake.tif": "not a data file",
         "raw/a/cut.h5": "unreadable HDF5",
-        "refs/shut.tif": "dim: 1 % of the usual counts",
+        "refs/shut.tif": "% of the usual counts",
     }.items():
         assert reason in " ".join(found[name]), (name, found[name])
     assert found["refs/ref_1.tif"][0].endswith("reference")

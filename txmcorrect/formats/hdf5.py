@@ -15,6 +15,8 @@ from txmcorrect.errors import FormatError
 from txmcorrect.formats.source import iso_seconds
 from txmcorrect.scan import Array, FloatArray
 
+LIBRARY_MESSAGES = ("Unable to", "Can't", "Object visitation failed", "Link iteration failed")
+
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
@@ -22,14 +24,21 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
     Raises
     ------
-    FormatError : the file is truncated, was not closed by its writer, or is not HDF5.
+    FormatError : the file is truncated or damaged, was not closed by its writer, or is not HDF5.
     """
     try:
         file = h5py.File(path, "r", locking=False)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         file = _open_while_written(path, str(error))
     with file:
-        yield file
+        try:
+            yield file
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            # The library reports damage as any of these; the messages are its own.
+            if not str(error).strip("'\"").startswith(LIBRARY_MESSAGES):
+                raise
+            reason = str(error).strip("'\"").splitlines()[0][:120]
+            raise FormatError(f"{path}: damaged HDF5 file ({reason}); copy it again") from None
 
 
 def _open_while_written(path: Path, reason: str) -> h5py.File:

@@ -35,7 +35,7 @@ def open_npy(path: Path) -> Scan:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged header is parsed as Python and fails as that may
         raise FormatError(f"{path}: unreadable NumPy file ({error})") from None
     if array.ndim not in (2, 3) or array.dtype.kind not in "uifb" or array.size == 0:
         raise FormatError(
