@@ -201,9 +201,24 @@ def test_darks_exposure_and_order_are_used(tmp_path):
     with h5py.File(tmp_path / "data.h5") as file:
         t = np.median(file["train/24x40/transmission"][()], (1, 2))
         np.testing.assert_allclose(t, [1, 1, 1], atol=0.02)
-        r = np.concatenate([file[f"{s}/24x40/reference"][()] for s in ("train", "validation")])
+        r = file["train/24x40/reference"][()]
         np.testing.assert_allclose(np.median(r, (1, 2)) / np.median(beam()), [1, 2], atol=0.02)
-        np.testing.assert_array_equal(file["train/24x40/reference_factor"], [2])
+        np.testing.assert_array_equal(file["train/24x40/reference_factor"], [2, 2])
+
+
+def test_flats_inside_a_scan_go_where_it_goes(tmp_path):
+    for k in range(4):
+        frames = np.stack([noisy(beam(), 10 * k + i) for i in range(4)])
+        write_exchange(tmp_path / "raw" / f"s{k}.h5", frames[:2], frames[2:])
+        write_exchange(tmp_path / "refs" / f"r{k}.h5", noisy(beam(), 100 + k)[None])
+    prepare(tmp_path, size=40)
+    manifest = json.loads((tmp_path / "data.json").read_text())
+    splits = {}
+    for entry in manifest["files"]:
+        splits.setdefault(entry["path"], []).append(entry["split"])
+    scans = [found for path, found in splits.items() if "/raw/" in path]
+    assert all(a == b for a, b in scans) and sorted(a for a, _ in scans).count("train") == 2
+    assert sum(found == ["validation"] for path, found in splits.items() if "/refs/" in path) >= 1
 
 
 def test_dates_decide_between_references(tmp_path):

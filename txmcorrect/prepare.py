@@ -22,7 +22,7 @@ from txmcorrect.errors import TxmError
 from txmcorrect.harvest.collect import collect
 from txmcorrect.harvest.manifest import Entry, left_out
 from txmcorrect.harvest.references import Bank
-from txmcorrect.harvest.samples import Samples
+from txmcorrect.harvest.samples import Samples, split_scans
 from txmcorrect.harvest.screen import Screen
 from txmcorrect.harvest.store import TrainingSet
 from txmcorrect.progress import Stages
@@ -65,13 +65,15 @@ def harvest(settings: PrepareSettings, store: TrainingSet) -> list[Entry]:
     found = collect(settings.raw, settings.refs, settings.pattern, settings.sources())
     entries = [Entry(path, "none", reason=reason) for path, reason in found.unusable]
     screen, bank = Screen(), Bank(found.references)
-    share, seed = settings.validation, settings.seed
+    size, share, seed = settings.size, settings.validation, settings.seed
+    splits = split_scans(found.scans, size, share, seed)
+    of_scan = {scan.path: split for scan, split in zip(found.scans, splits, strict=True)}
     with Stages(settings.quiet) as progress:
         bank.screen(screen, progress)
-        entries += bank.store(store, settings.size, share, seed, progress)
+        entries += bank.store(store, size, share, seed, of_scan, progress)
         max_age_s = settings.max_age_hours * 3600
-        samples = Samples(store, bank.flats(), screen, settings.size, max_age_s, settings.force)
-        return entries + samples.add(found.scans, share, seed, progress)
+        samples = Samples(store, bank.flats(), screen, size, max_age_s, settings.force)
+        return entries + samples.add(found.scans, splits, progress)
 
 
 def clear_leftovers(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +71,20 @@ class Bank:
         ]
 
     def store(
-        self, store: TrainingSet, size: int, share: float, seed: int, progress: Progress
+        self,
+        store: TrainingSet,
+        size: int,
+        share: float,
+        seed: int,
+        scans: Mapping[Path, str],
+        progress: Progress,
     ) -> list[Entry]:
-        """Store the good frames; counts are divided by exposure and current where recorded."""
+        """Store the good frames; counts are divided by exposure and current where recorded.
+
+        `scans` gives the split of each scan; references inside a scan go where it goes.
+        """
         entries, done = [], 0
-        for k, split in enumerate(self._splits(share, seed)):
+        for k, split in enumerate(self._splits(share, seed, scans)):
             group = self.groups[k]
             entry = Entry(self.paths[k], "reference", "/".join(sorted(set(split))))
             entry.about = {"origin": group.origin, "shape": list(group.frames.shape)}
@@ -93,17 +102,24 @@ class Bank:
             entries.append(entry)
         return entries
 
-    def _splits(self, share: float, seed: int) -> list[list[str]]:
-        """Split of each frame of each group: by file, or by frame where a shape has but one file."""
+    def _splits(self, share: float, seed: int, scans: Mapping[Path, str]) -> list[list[str]]:
+        """Split of each frame of each group: that of its scan, or by file.
+
+        Where a shape has but one file of references, the last of its frames are for validation.
+        """
         shapes = [group.frames.shape[1:] for group in self.groups]
         by_file = split_units(self.paths, shapes, share, seed)
         files: dict[Hashable, set[Path]] = defaultdict(set)
         for shape, path in zip(shapes, self.paths, strict=True):
             files[shape].add(path)
-        return [
-            split_frames(len(faults), share) if len(files[shape]) == 1 else [split] * len(faults)
-            for shape, split, faults in zip(shapes, by_file, self.faults, strict=True)
-        ]
+        chosen = []
+        for shape, path, split, faults in zip(
+            shapes, self.paths, by_file, self.faults, strict=True
+        ):
+            whole = [scans.get(path, split)] * len(faults)
+            alone = len(files[shape]) == 1 and path not in scans
+            chosen.append(split_frames(len(faults), share) if alone else whole)
+        return chosen
 
 
 def exposure_of(group: References) -> FloatArray:

@@ -20,6 +20,13 @@ OPAQUE, IMPLAUSIBLE = 0.02, 3.0
 Progress = Callable[[str, int, int], None]
 
 
+def split_scans(scans: list[Scan], size: int, share: float, seed: int) -> list[str]:
+    """Split of each scan; single images of one folder count as one scan."""
+    units = [unit_of(scan.path, scan.shape[0]) for scan in scans]
+    kinds = [binned_shape(*scan.shape[1:], size) for scan in scans]
+    return split_units(units, kinds, share, seed)
+
+
 class Samples:
     """Stores the frames of scans, one at a time."""
 
@@ -36,12 +43,10 @@ class Samples:
         self.size, self.max_age_s, self.force = size, max_age_s, force
         self.cache = FlatCache(size)
 
-    def add(self, scans: list[Scan], share: float, seed: int, progress: Progress) -> list[Entry]:
-        """Store all usable frames; scans are split between training and validation."""
-        units = [unit_of(scan.path, scan.shape[0]) for scan in scans]
-        kinds = [binned_shape(*scan.shape[1:], self.size) for scan in scans]
+    def add(self, scans: list[Scan], splits: list[str], progress: Progress) -> list[Entry]:
+        """Store all usable frames of scans, each in its split."""
         total, done, entries = sum(scan.shape[0] for scan in scans), 0, []
-        for scan, split in zip(scans, split_units(units, kinds, share, seed), strict=True):
+        for scan, split in zip(scans, splits, strict=True):
 
             def advance(i: int, begun: int = done) -> None:
                 progress("samples", begun + i, total)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.scan import Array
 
-CELL, MARGIN = 128, 34  # pixels of a thumbnail's square, and of the text around it
+CELL, MARGIN = 128, 48  # pixels of a thumbnail's square, and of the text above it
 DPI = 100
 
 
@@ -21,16 +21,16 @@ def write_contact_sheet(path: Path, rows: list[tuple[str, list[tuple[str, Array]
     The range spans the 1st to 99th percentile, printed over the image.
     """
     columns = max(len(images) for _, images in rows)
-    page = np.ones((len(rows) * (CELL + 2 * MARGIN), columns * (CELL + 8)))
+    page = np.ones((len(rows) * (CELL + MARGIN + 8), columns * (CELL + 8)))
     size = (page.shape[1] / DPI, page.shape[0] / DPI)
     figure = Figure(figsize=size, dpi=DPI)
     FigureCanvasAgg(figure)
     for line, (title, images) in enumerate(rows):
-        top = line * (CELL + 2 * MARGIN)
+        top = line * (CELL + MARGIN + 8)
         figure.text(0.005, 1 - (top + 14) / page.shape[0], title, fontsize=9, weight="bold")
         for column, (caption, image) in enumerate(images):
             low, high = np.percentile(image, (1, 99))
-            left, y = column * (CELL + 8) + 4, top + 2 * MARGIN - 6
+            left, y = column * (CELL + 8) + 4, top + MARGIN
             thumbnail = _shrink((image - low) / max(float(high - low), 1e-12))
             page[y : y + thumbnail.shape[0], left : left + thumbnail.shape[1]] = thumbnail
             note = f"{caption}\n{low:.3g} to {high:.3g}"
