@@ -217,7 +217,7 @@ def draw_scores(scores: TruthScores) -> Figure:
         axis.set_yticks([])
     _draw_course(figure.add_subplot(grid[1, :3]), scores)
     bands = figure.add_subplot(grid[1, 3])
-    bands.plot(list(scores.bands), [100 * v for v in scores.bands.values()], marker="o")
+    bands.plot(list(scores.bands), [_drawn(v) for v in scores.bands.values()], marker="o")
     bands.set(xlabel="wavelength (pixels)", ylabel="background error (%)", yscale="log")
     bands.tick_params(axis="x", rotation=60)
     return figure
@@ -225,8 +225,14 @@ def draw_scores(scores: TruthScores) -> Figure:
 
 def _draw_course(axis: Any, scores: TruthScores) -> None:
     frames = np.arange(len(scores.log_rms))
-    axis.plot(frames, 100 * scores.log_rms, marker=".", label="background error")
+    error = _drawn(scores.log_rms)
+    axis.plot(frames, error, marker=".", label="background error")
     axis.plot(frames, 100 * scores.photon_noise, "--", label="photon noise of a pixel")
-    axis.plot(frames[scores.flagged], 100 * scores.log_rms[scores.flagged], "rx", label="flagged")
+    axis.plot(frames[scores.flagged], error[scores.flagged], "rx", label="flagged")
     axis.set(xlabel="frame", ylabel="%", yscale="log")
     axis.legend(fontsize=8)
+
+
+def _drawn(error: Any) -> Any:
+    """Per cent, floored so that a perfect value can stand on a logarithmic axis."""
+    return 100 * np.maximum(error, 1e-6)
