@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: install format lint type test test-slow demo check clean
+.PHONY: install format lint type test test-slow demo check clean bench-pair bench-uncon
 
 install: $(STAMP)
 
@@ -35,6 +35,14 @@ demo: install
 	$(TXM) simulate demo/scan.h5 --kind mosaic-sparse --drift medium --seed 7 --overwrite
 	$(TXM) correct demo/scan.h5 --out demo/corrected.h5 --condition pair --overwrite
 	$(TXM) evaluate demo/corrected.h5 --truth demo/scan.truth.h5
+
+bench-pair: install
+	$(PY) tests/bench/pair_table.py --write README.md
+
+bench-uncon: install
+	for u in 0.1 0.25 0.5; do \
+	  $(TXM) train --config configs/pair-uncon-$$u.yaml --out runs/pair-uncon-$$u && \
+	  $(PY) tests/bench/pair_table.py --model runs/pair-uncon-$$u/model.safetensors; done
 
 clean:
 	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache

@@ -29,6 +29,7 @@ def estimate_array(
     draw: Draw | None = None,
     interval: int = 1,
     every: int | None = None,
+    settle: int = 5,
 ) -> Background:
     """Generate the background of a stack in memory.
 
@@ -36,7 +37,7 @@ def estimate_array(
     ----------
     frames : `(n, h, w)` raw counts, n at least 2. dark : `(h, w)` counts, or None for zero.
     model : see `load_model`; the bundled pair model by default. draw : how samples are drawn.
-    interval, every : see `CorrectSettings`.
+    interval, every, settle : see `CorrectSettings`.
 
     Raises
     ------
@@ -50,6 +51,7 @@ def estimate_array(
         dark=None if dark is None else np.asarray(dark, np.float32),
         interval=interval,
         every=every,
+        settle_keys=settle,
     )
 
 
