@@ -140,17 +140,29 @@ def load_model(name: str | Path, condition: str, device: str | torch.device = "c
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "no format entry")
         raise ModelError(f"{path}: expected a {FORMAT} file, got {found}; train one with `train`")
-    spec = ModelSpec(**json.loads(metadata["spec"]))
+    spec, denoiser = _built(metadata, path)
     if spec.condition != condition:
         raise ModelError(
             f"{path}: expected a model of --condition {condition}, got one of {spec.condition!r}"
         )
-    denoiser = spec.build()
     load_state(denoiser, tensors, path)
     denoiser.requires_grad_(False).eval()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = "bundled" if str(name) == "bundled" else str(path)
     return Model(denoiser.to(device), spec, sha256, origin)
+
+
+def _built(metadata: dict[str, str], path: Path) -> tuple[ModelSpec, NetworkDenoiser]:
+    """What a file says it is, and the empty network for it."""
+    try:
+        spec = ModelSpec(**json.loads(metadata["spec"]))
+        spec.sigmas()
+        return spec, spec.build()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: expected a specification that this version knows, got {error!r}; "
+            "train the model anew, or use the version that wrote it"
+        ) from None
 
 
 def load_state(denoiser: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
