@@ -95,7 +95,8 @@ class UNet(nn.Module):
 
     `patch` x `patch` pixels are folded into channels first (space to depth) and unfolded last, and
     the folded input is handed to the last layer as well, through a gate that the noise level sets:
-    pixel detail passes by the bottleneck, pure noise does not. Frames are padded by replication to a multiple of the coarsest cell and cropped back.
+    pixel detail passes by the bottleneck, pure noise does not. Frames are padded by replication to a
+    multiple of the coarsest cell and cropped back.
     """
 
     def __init__(
