@@ -332,3 +332,13 @@ def test_nxtomo_numbers_per_frame(tmp_path, stack):
     np.testing.assert_allclose(scan.flats[0].current_ma, [101, 102, 105, 109])
     assert scan.optics.energy_ev == pytest.approx(9200)
     assert scan.optics.pixel_size_nm == pytest.approx(20)
+
+
+def test_selecting_a_region_crops_everything_alike(tmp_path, stack):
+    path = write_exchange(tmp_path / "a.h5", stack, stack[:2], stack[2:3], range(9))
+    part = open_scan(path).select(slice(2, 8, 2), roi=(1, 5, 2, 8), bin=2)
+    assert part.shape == (3, 2, 3) and len(part.theta) == 3
+    assert part.flats[0].frames.shape == (2, 2, 3)
+    assert part.darks.shape == part.flats[0].darks.shape == (1, 2, 3)
+    expected = stack[[2, 4, 6], 1:5, 2:8].astype(float).reshape(3, 2, 2, 3, 2).sum((2, 4))
+    np.testing.assert_array_equal(part.projections.read(0, 3), expected)

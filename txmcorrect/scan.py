@@ -234,6 +234,7 @@ class Scan:
             replace(
                 f,
                 frames=whole(f.frames),
+                darks=None if f.darks is None else whole(f.darks),
                 before=None if f.before is None else np.searchsorted(index, f.before),
             )
             for f in self.flats

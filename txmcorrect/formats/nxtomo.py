@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from txmcorrect.errors import FormatError
 from txmcorrect.formats import hdf5
 from txmcorrect.formats.source import empty_warning
-from txmcorrect.scan import FloatArray, FrameView, Optics, References, Scan
+from txmcorrect.scan import FloatArray, Frames, FrameView, Optics, References, Scan
 
 PROJECTION, FLAT, DARK = 0, 1, 2
 
@@ -44,48 +45,58 @@ def open_nxtomo(path: Path) -> Scan:
     """
     with hdf5.open_hdf5(path) as file:
         entry, detector, frames, key = _parse(path, file)
-        index = _indices(key, PROJECTION)
-        if len(index) == 0:
-            raise FormatError(
-                f"{path}: expected projections (image_key 0), got none in {len(key)} frames"
-            )
-        n = len(index)
-        projections = FrameView(frames, index)
-        values = _FrameValues(entry, detector, len(key))
-        theta = values.get(("sample/rotation_angle", "data/rotation_angle"), "degrees")
-        exposure = values.get(("count_time",), "s", within=detector)
-        current = values.get(("control/data",), "ma")
-        time = values.times()
-        flat = _indices(key, FLAT)
-        darks = FrameView(frames, _indices(key, DARK)) if (key == DARK).any() else None
+        record = _read_record(entry, detector, len(key))
         optics = _optics(entry, detector)
-        flats = References(
-            frames=FrameView(frames, flat),
-            optics=optics,
-            before=np.cumsum(key == PROJECTION)[flat].astype(np.intp),
-            time_s=_at(time, flat),
-            exposure_s=_at(exposure, flat),
-            current_ma=_at(current, flat),
-            darks=darks,
-            origin=f"{path.name}:image_key 1",
-        )
         corrected = "process/txmcorrect" in entry or "/process/txmcorrect" in file
-        invalid = int(((key < PROJECTION) | (key > DARK)).sum())
+    index = _indices(key, PROJECTION)
+    if len(index) == 0:
+        raise FormatError(
+            f"{path}: expected projections (image_key 0), got none in {len(key)} frames"
+        )
+    projections = FrameView(frames, index)
+    darks = FrameView(frames, _indices(key, DARK)) if (key == DARK).any() else None
+    invalid = int(((key < PROJECTION) | (key > DARK)).sum())
     notes = (f"{invalid} frames are marked invalid and left out",) if invalid else ()
     return Scan(
         path=path,
         format="nxtomo",
         projections=projections,
-        flats=(flats,) if len(flat) else (),
+        flats=_flats(path, frames, key, record, optics, darks),
         darks=darks,
-        theta=_at(theta, index),
-        time_s=_at(time, index),
-        exposure_s=_at(exposure, index),
-        current_ma=_at(current, index),
-        energy_ev=None if optics.energy_ev is None else np.full(n, optics.energy_ev),
+        theta=_at(record.theta, index),
+        time_s=_at(record.time, index),
+        exposure_s=_at(record.exposure, index),
+        current_ma=_at(record.current, index),
+        energy_ev=None if optics.energy_ev is None else np.full(len(index), optics.energy_ev),
         optics=optics,
         corrected_by="txmcorrect" if corrected else "",
         warnings=notes + empty_warning(projections),
+    )
+
+
+def _flats(
+    path: Path,
+    frames: Frames,
+    key: NDArray[np.int64],
+    record: _Record,
+    optics: Optics,
+    darks: Frames | None,
+) -> tuple[References, ...]:
+    """The flats, each with the number of projections before it."""
+    index = _indices(key, FLAT)
+    if len(index) == 0:
+        return ()
+    return (
+        References(
+            frames=FrameView(frames, index),
+            optics=optics,
+            before=np.cumsum(key == PROJECTION)[index].astype(np.intp),
+            time_s=_at(record.time, index),
+            exposure_s=_at(record.exposure, index),
+            current_ma=_at(record.current, index),
+            darks=darks,
+            origin=f"{path.name}:image_key 1",
+        ),
     )
 
 
@@ -133,27 +144,37 @@ def _at(values: FloatArray | None, index: NDArray[np.intp]) -> FloatArray | None
     return None if values is None else values[index]
 
 
-class _FrameValues:
-    """Numbers that an entry gives for all frames, of any kind, in order."""
+class _Record(NamedTuple):
+    """Numbers for all frames, of any kind, in order; None where the file does not say."""
 
-    def __init__(self, entry: h5py.Group, detector: h5py.Group, count: int) -> None:
-        self._entry, self._detector, self._count = entry, detector, count
+    theta: FloatArray | None
+    exposure: FloatArray | None
+    current: FloatArray | None
+    time: FloatArray | None
 
-    def get(
-        self, names: tuple[str, ...], unit: str, within: h5py.Group | None = None
-    ) -> FloatArray | None:
-        values = hdf5.first_values(within or self._entry, names, unit)
-        if values is not None and len(values) > self._count > 1:
-            values = values[: self._count]
-        return hdf5.per_frame(values, self._count)
 
-    def times(self) -> FloatArray | None:
-        """POSIX seconds: stamps beside the data, counted from `start_time` when they are small."""
-        stamps = self.get(("time", "timestamp", "frame_time"), "s", within=self._detector)
-        if stamps is None or np.ptp(stamps) == 0:
-            return None
-        start = hdf5.start_seconds(self._entry, ("start_time",))
-        return stamps + start if stamps.max() < 1e8 and np.isfinite(start) else stamps
+def _read_record(entry: h5py.Group, detector: h5py.Group, count: int) -> _Record:
+    def get(group: h5py.Group, names: tuple[str, ...], unit: str) -> FloatArray | None:
+        values = hdf5.first_values(group, names, unit)
+        if values is not None and len(values) > count > 1:
+            values = values[:count]
+        return hdf5.per_frame(values, count)
+
+    stamps = get(detector, ("time", "timestamp", "frame_time"), "s")
+    return _Record(
+        theta=get(entry, ("sample/rotation_angle", "data/rotation_angle"), "degrees"),
+        exposure=get(detector, ("count_time",), "s"),
+        current=get(entry, ("control/data",), "ma"),
+        time=None if stamps is None else _posix(entry, stamps),
+    )
+
+
+def _posix(entry: h5py.Group, stamps: FloatArray) -> FloatArray | None:
+    """Stamps beside the data, counted from `start_time` when they are small."""
+    if np.ptp(stamps) == 0:
+        return None
+    start = hdf5.start_seconds(entry, ("start_time",))
+    return stamps + start if stamps.max() < 1e8 and np.isfinite(start) else stamps
 
 
 def _optics(entry: h5py.Group, detector: h5py.Group) -> Optics:
