@@ -21,7 +21,7 @@ from txmcorrect.recon.shifts import row_shifts
 
 Array = NDArray[np.floating[Any]]
 Points = tuple[Tensor, Tensor]  # x and y, pixels from the axis
-VIEWS, POINTS, COARSE = 256, 10_000, 128  # enough for a clear optimum, few enough to be quick
+VIEWS, POINTS, COARSE = 256, 20_000, 128  # enough for a clear optimum, few enough to be quick
 HALF_TURN = math.radians(170)  # a reconstruction from less is never sharp
 
 

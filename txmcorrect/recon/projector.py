@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from txmcorrect.errors import GeometryError
-from txmcorrect.recon.geometry import Beam
+from txmcorrect.recon.geometry import Beam, FanBeam
 
-ENTRIES = 1 << 17  # weights worked out at a time: few enough to stay in the cache
+ENTRIES = 1 << 18  # weights worked out at a time: few enough to stay in the cache
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,11 @@ def smear_at(beam: Beam, x: Tensor, y: Tensor, sinograms: Tensor) -> Tensor:
 def _interpolate(beam: Beam, views: slice, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Detector pixels around each shadow, with the weights of linear interpolation."""
     index, upper = _split(beam.shadow(views, x, y), beam.width, 1)
-    scale = beam.magnification(views, x, y).square()
-    return index, [(1 - upper).mul_(scale), upper.mul_(scale)]
+    weights = [1 - upper, upper]
+    if isinstance(beam, FanBeam):
+        scale = beam.magnification(views, x, y).square()
+        weights = [weight * scale for weight in weights]
+    return index, weights
 
 
 def _gather_pixels(beam: Beam, size: int, sinograms: Tensor, reach: int, touch: Touch) -> Tensor:
