@@ -101,9 +101,10 @@ def noisy(truth, deviation):
 
 def restored(truth, y, operator, s2, k, **more):
     """Mean of two samples given slices `y` `(z, 1, ...)`."""
+    measurement = Measurement(operator, y, s2)
 
     def agree(x0_hat, sigma, slices):
-        return Measurement(operator, y[slices], s2).agree(x0_hat, sigma)
+        return measurement.of(slices).agree(x0_hat, sigma)
 
     return np.mean([sample(truth.shape, k=k, seed=s, agree=agree, **more) for s in (1, 2)], 0)
 

@@ -40,6 +40,7 @@ where the measurement covers the image evenly; `dps` is the one for inpainting. 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,6 +48,7 @@ import torch
 from torch import Tensor
 
 from txmcorrect.diffusion.denoiser import Denoiser, Step, per_item
+from txmcorrect.errors import TxmError
 from txmcorrect.physics import Operator, Scalar, inner, solve
 
 
@@ -84,9 +86,20 @@ class Measurement:
         object.__setattr__(self, "_power", inner(seen * weight, seen))
         object.__setattr__(self, "_mean_s2", inner(s2, weight) * (2 if seen.is_complex() else 1))
 
+    def of(self, items: slice) -> Measurement:
+        """The same measurement of some items of `y`; nothing is probed again.
+
+        `y` may be a tensor over a memory map: only these items are read.
+        """
+        part = copy.copy(self)
+        object.__setattr__(part, "y", self.y[items])
+        if isinstance(self.s2, Tensor) and self.s2.ndim > 0 and len(self.s2) == len(self.y) > 1:
+            raise TxmError("expected one noise variance for all slices, got one for each")
+        return part
+
     def residual(self, x: Tensor) -> Tensor:
         """`y - A x`."""
-        return self.y - self.operator.A(x)
+        return self.y.to(x.device) - self.operator.A(x)
 
     def correction(self, residual: Tensor, r2: Scalar) -> Tensor:
         """`A^T (s2 + r2 A A^T)^-1 residual`, in image space."""

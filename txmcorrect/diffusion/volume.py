@@ -77,7 +77,8 @@ class VolumeSampler:
     prior : the two priors and whose turn it is.
     sigmas : `(steps + 1,)` descending to 0.
     noise : random numbers, one stream per step and slice: micro-batches cannot change them.
-    agree : measurement, on primary planes; `Measurement.agree` of the slices in question.
+    agree : measurement, on primary planes; for a `Measurement` m of all slices it is
+        `lambda x0_hat, sigma, slices: m.of(slices).agree(x0_hat, sigma)`.
     micro_batch : slices a network call.
     snr : of the Langevin corrector, per slice; 0 leaves the corrector out.
     device : where the networks live.

@@ -30,6 +30,7 @@ def sample_spec(**extra: Any) -> ModelSpec:
         CONDITION,
         2,
         PATCH,
+        schedule="karras",
         domain="transmission",
         extra={"pad": PAD, "scale": SCALE, **extra},
     )
