@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from txmcorrect import __version__
 from txmcorrect.background.conditions import CHANNELS
 from txmcorrect.config import TrainSettings
+from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
 from txmcorrect.training.checkpoint import Average, State, saved_settings
@@ -55,18 +57,29 @@ def run(settings: TrainSettings) -> Result:
 def _check(settings: TrainSettings) -> None:
     if settings.dataset.condition not in CHANNELS:
         raise TxmError(f"dataset.condition: expected one of {', '.join(CHANNELS)}")
+    if settings.diffusion.schedule not in SCHEDULES:
+        raise TxmError(f"diffusion.schedule: expected one of {', '.join(SCHEDULES)}")
+    trackers = ["jsonl", *map(str, get_available_trackers())]
+    if settings.tracker not in trackers:
+        raise TxmError(
+            f"--tracker {settings.tracker}: expected one of {', '.join(trackers)}; "
+            "others need their package installed"
+        )
 
 
 def _accelerator(settings: TrainSettings) -> Accelerator:
     """Accelerate decides about processes and devices; --device cpu overrules a GPU."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise TxmError("--device cuda: no CUDA device was found; use --device cpu")
-    accelerator = Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision=settings.precision,
-        log_with=None if settings.tracker == "jsonl" else settings.tracker,
-        project_config=ProjectConfiguration(str(settings.out)),
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=settings.device == "cpu",
+            mixed_precision=settings.precision,
+            log_with=None if settings.tracker == "jsonl" else settings.tracker,
+            project_config=ProjectConfiguration(str(settings.out)),
+        )
+    except ValueError as error:  # a precision that the device cannot do
+        raise TxmError(f"--precision {settings.precision}: {error}; use bf16 or no") from None
     share = accelerator.num_processes * settings.accumulate
     if settings.batch % share:
         raise TxmError(
@@ -215,7 +228,7 @@ class Training:
         path = self.settings.out / "log.jsonl"
         if path.exists():  # forget what a killed run had logged past its checkpoint
             lines = [] if self.state.step == 0 else path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= self.state.step]
+            kept = [line for line in lines if _step_of(line) <= self.state.step]
             path.write_text("".join(line + "\n" for line in kept))
         resolved = {"version": __version__, **self.settings.model_dump(mode="json")}
         (self.settings.out / "settings.json").write_text(json.dumps(resolved, indent=2))
@@ -239,6 +252,14 @@ class Training:
                 f"(mean of the pair: {validation.pair_error:.2f} %)"
             )
         return Result((self.model_path,), message)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; a line that a kill tore belongs to none."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
 
 
 def spec_of(settings: TrainSettings) -> ModelSpec:
