@@ -30,6 +30,7 @@ def estimate_array(
     interval: int = 1,
     every: int | None = None,
     settle: int = 5,
+    current_ma: NDArray[Any] | None = None,
 ) -> Background:
     """Generate the background of a stack in memory.
 
@@ -37,13 +38,14 @@ def estimate_array(
     ----------
     frames : `(n, h, w)` raw counts, n at least 2. dark : `(h, w)` counts, or None for zero.
     model : see `load_model`; the bundled pair model by default. draw : how samples are drawn.
-    interval, every, settle : see `CorrectSettings`.
+    interval, every, settle : see `CorrectSettings`. current_ma : `(n,)` ring current, where known.
 
     Raises
     ------
     FlatFieldError : fewer than two usable frames.
     """
-    scan = Scan(Path("array"), "array", ArrayFrames(frames))
+    current = None if current_ma is None else np.asarray(current_ma, np.float64)
+    scan = Scan(Path("array"), "array", ArrayFrames(frames), current_ma=current)
     return estimate_background(
         scan,
         model or load_model("bundled", "pair"),
