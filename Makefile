@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: install format lint type test test-slow demo check clean bench-pair bench-uncon
+.PHONY: bench-quick bench-quality bench-real peers install format lint type test test-slow demo check clean bench-pair bench-uncon
 
 install: $(STAMP)
 
@@ -43,6 +43,24 @@ bench-uncon: install
 	for u in 0.1 0.25 0.5; do \
 	  $(TXM) train --config configs/pair-uncon-$$u.yaml --out runs/pair-uncon-$$u && \
 	  $(PY) tests/bench/pair_table.py --model runs/pair-uncon-$$u/model.safetensors; done
+
+# Comparison with peers: minutes (quick), hours (core); goes on where it was interrupted.
+bench-quick: install
+	$(TXM) evaluate --compare --plan quick --out bench/quick
+
+bench-quality: install
+	$(TXM) evaluate --compare --plan core --out bench/core
+
+# make bench-real DIR=folder: the judgement on real scans; needs no truth.
+bench-real: install
+	$(TXM) evaluate --compare --real $(DIR) --out bench/real
+
+# Peers of other packages, each in an environment of its own.
+peers:
+	python3 -m venv .peers/nabu && .peers/nabu/bin/pip install --quiet nabu
+	python3 -m venv .peers/basic && .peers/basic/bin/pip install --quiet basicpy 'scipy<1.13'
+	@echo "export TXMCORRECT_NABU_PYTHON=$(CURDIR)/.peers/nabu/bin/python"
+	@echo "export TXMCORRECT_BASIC_PYTHON=$(CURDIR)/.peers/basic/bin/python"
 
 clean:
 	rm -rf demo build dist .mypy_cache .pytest_cache .ruff_cache

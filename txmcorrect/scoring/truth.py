@@ -217,8 +217,12 @@ def draw_scores(scores: TruthScores) -> Figure:
         axis.set_yticks([])
     _draw_course(figure.add_subplot(grid[1, :3]), scores)
     bands = figure.add_subplot(grid[1, 3])
-    bands.plot(list(scores.bands), [_drawn(v) for v in scores.bands.values()], marker="o")
-    bands.set(xlabel="wavelength (pixels)", ylabel="background error (%)", yscale="log")
+    error = [_drawn(v) for v in scores.bands.values()]
+    bands.plot(list(scores.bands), error, marker="o")
+    limits = (min(error) / 2, 2 * max(error))  # all values may be the same
+    bands.set(
+        xlabel="wavelength (pixels)", ylabel="background error (%)", yscale="log", ylim=limits
+    )
     bands.tick_params(axis="x", rotation=60)
     return figure
 
