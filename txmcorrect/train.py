@@ -217,7 +217,7 @@ class Training:
             {
                 "validation/loss": scores.loss,
                 "validation/error_percent": scores.error,
-                "validation/pair_error_percent": scores.pair_error,
+                "validation/base_error_percent": scores.base_error,
             }
         )
         return scores
@@ -249,7 +249,7 @@ class Training:
         if validation:
             message += (
                 f"; validation: log background off by {validation.error:.2f} % "
-                f"(mean of the pair: {validation.pair_error:.2f} %)"
+                f"(base: {validation.base_error:.2f} %)"
             )
         return Result((self.model_path,), message)
 

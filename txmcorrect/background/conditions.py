@@ -20,7 +20,7 @@ from torch.nn import functional as F
 LOG_SCALE = 0.3
 RESIDUAL_SCALE = 0.25  # natural log; brings residuals to about unit variance
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
-CHANNELS = {"pair": 8, "none": 0}
+CHANNELS = {"pair": 8, "stack": 22, "none": 0}
 
 
 def working_bin(shape: tuple[int, int], size: int) -> int:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from txmcorrect.background.conditions import pair_condition, residual
+from txmcorrect.background.conditions import (
+    LOG_SCALE,
+    RESIDUAL_SCALE,
+    pair_condition,
+    residual,
+)
+from txmcorrect.background.stack import bank_modes, stack_condition
+from txmcorrect.background.windows import Known, joined, make_stack
 from txmcorrect.config import TrainSettings
 from txmcorrect.simulate.draws import PairBatch, draw_pairs
+from txmcorrect.simulate.stacks import DrawnScan, draw_scans
 from txmcorrect.training.harvest import Harvest
 
 UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would be arbitrary
@@ -18,33 +27,93 @@ UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """`x0` `(b, 1, h, w)` residual of the log background, `cond` `(b, c, h, w)`, `weight` `(b, 1, h, w)`."""
+    """What the network is shown and should say.
+
+    `x0` `(b, 1, h, w)` residual of the log background, `cond` `(b, c, h, w)`, `weight`
+    `(b, 1, h, w)`; `scale` `(b,)` of the residual in natural log; `views` `(b, 2, h, w)` two images
+    relative to the base, natural log, to look at.
+    """
 
     x0: Tensor
     cond: Tensor
     weight: Tensor
+    scale: Tensor
+    views: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.x0, self.cond, self.weight, self.scale, self.views
 
     def part(self, rank: int, world: int) -> TrainBatch:
         """The share of one process."""
-        return TrainBatch(*(t[rank::world] for t in (self.x0, self.cond, self.weight)))
+        return TrainBatch(*(t[rank::world] for t in self.tensors))
 
     def to(self, device: torch.device) -> TrainBatch:
-        return TrainBatch(*(t.to(device) for t in (self.x0, self.cond, self.weight)))
+        return TrainBatch(*(t.to(device) for t in self.tensors))
 
     def split(self, parts: int) -> list[TrainBatch]:
         """Micro-batches."""
-        chunks = [t.chunk(parts) for t in (self.x0, self.cond, self.weight)]
+        chunks = [t.chunk(parts) for t in self.tensors]
         return [TrainBatch(*piece) for piece in zip(*chunks, strict=True)]
 
 
 def make_batch(drawn: PairBatch) -> TrainBatch:
-    """Frames and truth -> what the network is shown and should say."""
+    """Pairs of frames and truth -> batch."""
     frames, background = torch.from_numpy(drawn.frames), torch.from_numpy(drawn.background)
     photons = torch.from_numpy(drawn.photons)
     cond, base, level = pair_condition(frames[:, 0], frames[:, 1], photons)
-    lit = torch.from_numpy(drawn.lit).float()
-    weight = lit + UNLIT_WEIGHT * (1 - lit)
-    return TrainBatch(residual(background, base, level)[:, None], cond, weight[:, None])
+    logs = LOG_SCALE * cond[:, :2]
+    return TrainBatch(
+        residual(background, base, level)[:, None],
+        cond,
+        _weight(torch.from_numpy(drawn.lit)),
+        torch.full((len(cond),), RESIDUAL_SCALE),
+        logs - logs.mean(1, keepdim=True),
+    )
+
+
+def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
+    """Scans with references and truth -> batch of all their targets."""
+    stack = joined([make_stack(known_of(scan), scan.targets) for scan in scans])
+    truth = torch.from_numpy(np.concatenate([s.background[s.targets] for s in scans]))
+    lit = torch.from_numpy(np.stack([s.lit for s in scans for _ in s.targets]))
+    cond, basis = stack_condition(stack)
+    scale = basis.scale[:, None, None, None]
+    return TrainBatch(
+        basis.residual(truth.clamp_min(1e-3).log())[:, None].clamp(-10, 10),
+        cond,
+        _weight(lit),
+        basis.scale,
+        scale * cond[:, :2].sinh(),
+    )
+
+
+def known_of(scan: DrawnScan) -> Known:
+    """What `correct` would know about a drawn scan."""
+    at_zero = np.exp(-scan.flat_exposure) if scan.flats_known else 1.0
+    flats = [
+        None if f is None else (f * at_zero).astype(np.float32) for f in (scan.before, scan.after)
+    ]
+    bank = None
+    if scan.bank is not None:
+        gain = torch.from_numpy(scan.bank_exposure).float() if scan.flats_known else None
+        bank = bank_modes(torch.from_numpy(np.ascontiguousarray(scan.bank)), gain)
+    return Known(
+        frames=scan.frames,
+        usable=np.ones(len(scan.frames), bool),
+        log_exposure=scan.log_exposure if scan.frames_known else None,
+        photons=scan.photons,
+        before=flats[0],
+        after=flats[1],
+        place=scan.place,
+        bank=bank,
+        absolute=scan.flats_known,
+    )
+
+
+def _weight(lit: Tensor) -> Tensor:
+    seen = lit.float()
+    return (seen + UNLIT_WEIGHT * (1 - seen))[:, None]
 
 
 class Batches(Dataset[TrainBatch]):
@@ -60,6 +129,18 @@ class Batches(Dataset[TrainBatch]):
 
     def __getitem__(self, index: int) -> TrainBatch:
         settings, data = self.settings, self.settings.dataset
+        if data.condition == "stack":
+            return make_stack_batch(
+                draw_scans(
+                    settings.seed,
+                    index,
+                    settings.batch,
+                    data.size,
+                    data.counts,
+                    data.contrast if data.augment else 0.0,
+                    self.purpose,
+                )
+            )
         if self.harvest and self.harvest.turn(settings.seed, index):
             return make_batch(self.harvest.draw(settings.seed, index, settings.batch))
         return make_batch(

@@ -1,4 +1,4 @@
-"""How good a network is while it trains: on simulated pairs that training never draws."""
+"""How good a network is while it trains: on simulated items that training never draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from txmcorrect.background.conditions import LOG_SCALE, RESIDUAL_SCALE
 from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.denoiser import NetworkDenoiser, Noise
 from txmcorrect.diffusion.loss import denoising_loss
@@ -22,13 +21,13 @@ BATCHES = 4
 class Validation:
     """Loss, and the posterior mean's error of the log background over lit pixels, mean removed.
 
-    `error` is the network's (one evaluation at the largest sigma), `pair_error` that of the plain
-    mean of both frames, both rms in percent, medians over items.
+    `error` is the network's (one evaluation at the largest sigma), `base_error` that of the base,
+    which needs no network; both rms in percent, medians over items.
     """
 
     loss: float
     error: float
-    pair_error: float
+    base_error: float
 
 
 @torch.no_grad()
@@ -38,16 +37,16 @@ def validate(
     """Score `model` on fixed batches and draw some of them."""
     data = Batches(settings, "validate")
     device = next(model.parameters()).device
-    losses, errors, pair_errors = [], [], []
+    losses, errors, base_errors = [], [], []
     for index in range(BATCHES):
         batch = data[index].to(device)
         losses.append(_loss(model, batch, sigmas, index, settings))
         mean = posterior_mean(model, batch.cond, sigmas[-1])
         errors += _log_error(mean, batch)
-        pair_errors += _log_error(torch.zeros_like(mean), batch)  # the base: the pair's mean
+        base_errors += _log_error(torch.zeros_like(mean), batch)
         if index == 0:
             _draw(batch, mean, picture)
-    middle = [float(torch.tensor(e).median()) for e in (errors, pair_errors)]
+    middle = [float(torch.tensor(e).median()) for e in (errors, base_errors)]
     return Validation(sum(losses) / len(losses), *middle)
 
 
@@ -73,25 +72,25 @@ def _loss(
 def _log_error(estimate: Tensor, batch: TrainBatch) -> list[float]:
     """Rms log error in percent over lit pixels, with its mean removed, per item."""
     lit = batch.weight > 0.5
-    error = (estimate - batch.x0) * RESIDUAL_SCALE * 100
+    error = (estimate - batch.x0) * batch.scale[:, None, None, None] * 100
     return [float(e[m].std(correction=0)) for e, m in zip(error, lit, strict=True)]
 
 
 def _draw(batch: TrainBatch, mean: Tensor, picture: Path) -> None:
-    """First frame, second frame, truth, posterior mean, error (+-5 %) of eight items."""
+    """What the network saw, truth, posterior mean and error, relative to the base, of eight items."""
     count = min(8, len(mean))
     figure = Figure(figsize=(1.6 * count, 8.2), layout="constrained")
     axes = figure.subplots(5, count, squeeze=False)
     for k in range(count):
-        frames = batch.cond[k, :2].cpu()
-        base = frames.mean(0) * LOG_SCALE
-        truth, guess = (base + RESIDUAL_SCALE * r[k, 0].cpu() for r in (batch.x0, mean))
-        low, high = truth.quantile(0.01), truth.quantile(0.99)
+        truth, guess = (float(batch.scale[k]) * x[k, 0].cpu() for x in (batch.x0, mean))
+        middle, half = float(truth.median()), max(3 * float(truth.std()), 0.01)
+        images = *batch.views[k].cpu(), truth, guess
+        for axis, image in zip(axes[:, k], images, strict=False):
+            axis.imshow(image.numpy(), cmap="gray", vmin=middle - half, vmax=middle + half)
         error = guess - truth
-        for axis, image in zip(axes[:, k], (*(frames * LOG_SCALE), truth, guess), strict=False):
-            axis.imshow(image, cmap="gray", vmin=low, vmax=high)
-        axes[4, k].imshow(error - error.mean(), cmap="RdBu", vmin=-0.05, vmax=0.05)
-    for row, label in enumerate(["first", "second", "truth", "generated", "error ±5 %"]):
+        axes[4, k].imshow((error - error.mean()).numpy(), cmap="RdBu", vmin=-0.05, vmax=0.05)
+        axes[0, k].set_title(f"±{100 * half:.1f} %", fontsize=8)
+    for row, label in enumerate(["frame", "other", "truth", "generated", "error ±5 %"]):
         axes[row, 0].set_ylabel(label)
     for axis in axes.flat:
         axis.set_xticks([])

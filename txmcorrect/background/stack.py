@@ -1,0 +1,312 @@
+"""A window of frames and whatever references there are -> what the network sees (`stack`).
+
+Everything is a natural logarithm on the working grid, at the exposure of the target frame. A
+*base* answers without any network: the interpolated or stale reference, or else a quantile over
+the window. The network generates what is missing from it, in units of a scale that the data
+themselves suggest, so that untrained it says what the classical method says. Statistics over the
+window are symmetric: the order of frames does not matter; masks say what is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from txmcorrect.background.conditions import (
+    LOG_CEILING,
+    LOG_FLOOR,
+    LOG_SCALE,
+    coordinates,
+)
+
+WINDOW = 9  # frames, the target included
+MODES = 6  # of a bank
+QUANTILE = 0.6  # over the window: samples absorb more often than they brighten
+LEAST_SCALE, MOST_SCALE = 0.004, 0.3  # natural log
+LEVEL_SHARE = 0.1  # of an unknown level in the generated residual: it is mostly guesswork
+COARSE = 4  # bin of robust fits
+ENOUGH = 1024  # pixels of a median
+ROUNDS = 8  # of reweighting
+RIDGE = (
+    3e-6  # weights of modes are about 1, structure left unexplained about 1 % over tens of cells
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A batch of target frames with all that may help; absent parts are zero and masked.
+
+    Attributes
+    ----------
+    frames : `(b, m, h, w)` counts above dark, the target first; present : `(b, m)` 1 or 0.
+    exposure : `(b, m)` log of exposure x current relative to the target's; exposed : `(b,)` 1 where
+    it was recorded.
+    photons : `(b,)` detected photons per count and working pixel.
+    before, after : `(b, h, w)` references in counts; has_before, has_after : `(b,)`. A single
+    reference is `before`. absolute : `(b,)` 1 where references are at the target's exposure, from
+    records on both sides. place : `(b,)` from 0 at `before` to 1 at `after`.
+    bank : `(b, 1 + MODES, h, w)` mean log and modes of a bank; has_bank : `(b,)`.
+    """
+
+    frames: Tensor
+    present: Tensor
+    exposure: Tensor
+    exposed: Tensor
+    photons: Tensor
+    before: Tensor
+    has_before: Tensor
+    after: Tensor
+    has_after: Tensor
+    absolute: Tensor
+    place: Tensor
+    bank: Tensor
+    has_bank: Tensor
+
+    def to(self, device: torch.device | str) -> Stack:
+        return Stack(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How a log background and what the network generates are turned into each other.
+
+    `base` `(b, h, w)` natural log counts; `scale` `(b,)`; `share` `(b,)` of the level; `lit`
+    `(b, h, w)` 1 or 0.
+    """
+
+    base: Tensor
+    scale: Tensor
+    share: Tensor
+    lit: Tensor
+
+    def residual(self, log_background: Tensor) -> Tensor:
+        """Natural log counts `(b, h, w)` -> what the network is to generate."""
+        difference = log_background - self.base
+        unshared = (1 - self.share)[:, None, None] * _mean(difference, self.lit)
+        return (difference - unshared) / self.scale[:, None, None]
+
+    def log_counts(self, generated: Tensor) -> Tensor:
+        """Inverse of `residual`."""
+        missing = (1 / self.share - 1)[:, None, None] * _mean(generated, self.lit)
+        return self.base + self.scale[:, None, None] * (generated + missing)
+
+
+def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
+    """What the network sees, `(b, CHANNELS["stack"], h, w)`, and what it is relative to."""
+    log_frames, level, lit = _log_frames(stack)
+    target = log_frames[:, 0]
+    low, middle, high, base = _quantiles(log_frames, stack.present, (0.15, 0.5, 0.85, QUANTILE))
+    before = _log_reference(stack.before, stack.absolute, level, middle, lit)
+    after = _log_reference(stack.after, stack.absolute, level, middle, lit)
+    mean = stack.bank[:, 0] - level[:, None, None]
+    mean = _matched(mean, stack.absolute, middle, lit)
+    both = (stack.has_before * stack.has_after)[:, None, None]
+    place = both * stack.place[:, None, None] + (stack.has_after - both[:, 0, 0])[:, None, None]
+    reference = (1 - place) * before + place * after
+    referenced = torch.maximum(stack.has_before, stack.has_after)
+    known = torch.maximum(referenced, stack.has_bank)
+    base = torch.where(stack.has_bank[:, None, None] > 0, mean, base)
+    base = torch.where(referenced[:, None, None] > 0, reference, base)
+    fits = [
+        base + fit_modes(x - base, stack.bank[:, 1:], lit) * stack.has_bank[:, None, None]
+        for x in (target, middle)
+    ]
+    scale = _scale(known, both[:, 0, 0], base, middle, low, high, after - before, lit)
+
+    def apart(image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Distance from the base in units of the scale, compressed where it is large."""
+        distance = torch.asinh((image - base) / scale[:, None, None])
+        return distance if mask is None else distance * mask[:, None, None]
+
+    noise = torch.exp(-0.5 * (target + level[:, None, None]))
+    noise = noise / stack.photons.sqrt()[:, None, None]
+    images = [
+        apart(target),
+        apart(middle),
+        apart(low),
+        apart(high),
+        apart(before, stack.has_before),
+        apart(after, stack.has_after),
+        apart(mean, stack.has_bank),
+        apart(fits[0], stack.has_bank),
+        apart(fits[1], stack.has_bank),
+        (base - _mean(base, lit)).clamp(LOG_FLOOR, LOG_CEILING) / LOG_SCALE,
+        torch.asinh(noise / scale[:, None, None]),
+        lit,
+    ]
+    scalars = [
+        stack.has_before,
+        stack.has_after,
+        stack.has_bank,
+        stack.exposed,
+        stack.absolute * known,
+        place[:, 0, 0],
+        stack.present.sum(1) / WINDOW,
+        scale.log() + 3,
+    ]
+    flat = [s[:, None, None].expand_as(target) for s in scalars]
+    cond = torch.cat([torch.stack(images + flat, 1), coordinates(target)], 1)
+    share = torch.where(stack.absolute * known > 0, 1.0, LEVEL_SHARE)
+    return cond, Basis(base + level[:, None, None], scale, share, lit)
+
+
+def bank_modes(bank: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Mean log and leading modes of references `(k, h, w)` in counts: `(1 + MODES, h, w)`.
+
+    `gain` `(k,)`: log exposure of each relative to what the mean is to stand for; without it all
+    are brought to their common median. Modes are zero on average, their size is the bank's own
+    spread; what a small bank cannot span is zero.
+    """
+    log_bank = bank.clamp_min(1e-3).log()
+    lit = (log_bank.mean(0) > log_bank.mean(0).median() + LOG_FLOOR / 2).to(bank)
+    if gain is None:
+        median = log_bank[:, lit > 0].median(1).values
+        gain = median - median.median()
+    log_bank = log_bank - gain[:, None, None]
+    mean = log_bank.mean(0)
+    change = (log_bank - mean) * lit
+    change = (change - _mean(change, lit) * lit).flatten(1).double()
+    _, vectors = torch.linalg.eigh(change @ change.T)
+    modes = (vectors.T @ change).flip(0)[:MODES] / max(len(bank) - 1, 1) ** 0.5
+    modes = modes[: max(len(bank) - 1, 0)]
+    padded = torch.zeros(MODES, modes.shape[1], dtype=torch.float64)
+    padded[: len(modes)] = modes
+    return torch.cat([mean[None], padded.to(bank).reshape(MODES, *bank.shape[1:])])
+
+
+def fit_modes(image: Tensor, modes: Tensor, lit: Tensor) -> Tensor:
+    """Robust fit of `image` `(b, h, w)` by `modes` `(b, k, h, w)` and a constant, weights of Cauchy.
+
+    The sample counts as an outlier. Weights are about 1 over the bank itself; the ridge keeps modes
+    that are mere noise from being used.
+    """
+    small = [
+        F.avg_pool2d(x, COARSE, ceil_mode=True, count_include_pad=False)
+        for x in (image[:, None], modes, lit[:, None])
+    ]
+    y, basis, seen = (x.flatten(2) for x in small)
+    basis = torch.cat([basis, torch.ones_like(y)], 1)  # b k p
+    ridge = torch.full(basis.shape[1:2], RIDGE).to(y)
+    ridge[-1] = 1e-9
+    y, seen = y[:, 0], (seen[:, 0] > 0.5).to(y)
+    weight = seen
+    for _ in range(ROUNDS):
+        weighted = basis * weight[:, None]
+        normal = weighted @ basis.transpose(1, 2)
+        count = weight.sum(1).clamp_min(1)[:, None, None]
+        wanted = weighted @ y[:, :, None]
+        solution = torch.linalg.solve(normal / count + torch.diag(ridge), wanted / count)
+        left = y - (solution.transpose(1, 2) @ basis)[:, 0]
+        width = 1.5 * _median(left.abs(), seen)[:, None] + 1e-3
+        weight = seen / (1 + (left / width) ** 2)
+    everywhere = torch.cat([modes, torch.ones_like(image)[:, None]], 1)
+    return (solution[:, :, :, None] * everywhere).sum(1)
+
+
+def _log_frames(stack: Stack) -> tuple[Tensor, Tensor, Tensor]:
+    """Log counts `(b, m, h, w)` at the target's exposure, relative to a level `(b,)`; lit `(b, h, w)`."""
+    frames, present = stack.frames, stack.present[:, :, None, None]
+    mean = (frames * present).sum(1) / present.sum(1).clamp_min(1)
+    bright = torch.quantile(mean.flatten(1), 0.95, 1)
+    lit = (mean > 0.1 * bright[:, None, None]).to(mean)
+    level = _median(mean.flatten(1), lit.flatten(1)).clamp_min(1e-3).log()
+    low, high = torch.exp(level + LOG_FLOOR), torch.exp(level + LOG_CEILING)
+    clipped = torch.minimum(torch.maximum(frames, _wide(low)), _wide(high))
+    logs = clipped.log() - _wide(level)
+    known = stack.exposed[:, None] > 0
+    if bool(known.all()):
+        return logs - stack.exposure[:, :, None, None], level, lit
+    exposure = torch.where(known, stack.exposure, _levels(logs, lit))
+    for _ in range(2):  # what most frames show, then how far each is above it
+        typical = _quantiles(logs - exposure[:, :, None, None], stack.present, (0.5,))[0]
+        guess = _levels(logs - typical[:, None], lit)
+        exposure = torch.where(known, exposure, guess - guess[:, :1])
+    return logs - exposure[:, :, None, None], level, lit
+
+
+def _levels(logs: Tensor, lit: Tensor) -> Tensor:
+    """Median over lit pixels of each frame relative to the first: `(b, m, h, w)` -> `(b, m)`."""
+    b, m = logs.shape[:2]
+    wide = lit[:, None].expand_as(logs).reshape(b * m, -1)
+    medians = _median(logs.reshape(b * m, -1), wide).reshape(b, m)
+    return medians - medians[:, :1]
+
+
+def _quantiles(logs: Tensor, present: Tensor, wanted: tuple[float, ...]) -> list[Tensor]:
+    """Quantiles over the frames that are present, `(b, m, h, w)` -> `(b, h, w)` each."""
+    hidden = logs.masked_fill(present[:, :, None, None] == 0, torch.inf)
+    ordered = hidden.sort(1).values
+    count = present.sum(1)
+    found = []
+    for q in wanted:
+        rank = q * (count - 1)
+        below = rank.floor()
+        part = (rank - below)[:, None, None]
+        index = torch.stack([below, torch.minimum(below + 1, count - 1)], 1).long()
+        pick = index[:, :, None, None].expand(-1, -1, *logs.shape[2:])
+        lower, upper = ordered.gather(1, pick).unbind(1)
+        found.append((1 - part) * lower + part * upper)
+    return found
+
+
+def _log_reference(
+    counts: Tensor, absolute: Tensor, level: Tensor, middle: Tensor, lit: Tensor
+) -> Tensor:
+    """Log of a reference relative to the level; its own level is kept only where it is known."""
+    log_counts = (counts.clamp_min(1e-3).log() - level[:, None, None]).clamp(LOG_FLOOR - 1, 3.0)
+    return _matched(log_counts, absolute, middle, lit)
+
+
+def _matched(reference: Tensor, absolute: Tensor, middle: Tensor, lit: Tensor) -> Tensor:
+    """Bring a reference of unknown exposure to the median level of the frames."""
+    offset = _median((middle - reference).flatten(1), lit.flatten(1))
+    return reference + torch.where(absolute > 0, 0, offset)[:, None, None]
+
+
+def _scale(
+    known: Tensor,
+    both: Tensor,
+    base: Tensor,
+    middle: Tensor,
+    low: Tensor,
+    high: Tensor,
+    change: Tensor,
+    lit: Tensor,
+) -> Tensor:
+    """How far the truth may be from the base, `(b,)`, natural log.
+
+    With references: how far frames depart from them, by the statistic that departs least; half of
+    the change from before to after at least. Without: a guess that grows with the window's spread.
+    """
+    seen = lit.flatten(1)
+    apart = [_spread((x - base).flatten(1), seen) for x in (middle, high)]
+    referenced = torch.minimum(apart[0], apart[1])
+    referenced = torch.maximum(referenced, 0.3 * both * _spread(change.flatten(1), seen))
+    referenced = referenced * (1 - 0.4 * both)  # what lies between two is known better
+    free = 0.05 + 0.4 * _median((high - low).flatten(1), seen)
+    return torch.where(known > 0, referenced, free).clamp(LEAST_SCALE, MOST_SCALE)
+
+
+def _spread(values: Tensor, seen: Tensor) -> Tensor:
+    """Robust standard deviation over what is seen, `(b, p)` -> `(b,)`."""
+    middle = _median(values, seen)[:, None]
+    return 1.4826 * _median((values - middle).abs(), seen)
+
+
+def _median(values: Tensor, seen: Tensor) -> Tensor:
+    """Median over what is seen, `(b, p)` -> `(b,)`, from about `ENOUGH` of the pixels."""
+    step = values.shape[1] // ENOUGH | 1  # odd, so that no column is preferred
+    values, seen = values[:, ::step], seen[:, ::step]
+    return torch.nanmedian(values.masked_fill(seen == 0, torch.nan), 1).values.nan_to_num()
+
+
+def _mean(image: Tensor, lit: Tensor) -> Tensor:
+    """Mean over lit pixels, `(b, h, w)` -> `(b, 1, 1)`."""
+    return (image * lit).sum((-2, -1), keepdim=True) / lit.sum((-2, -1), keepdim=True).clamp_min(1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
