@@ -63,7 +63,9 @@ def place_tile(image: Array, weight: Array, position: NDArray[np.float64]) -> Pl
     """
     corner = np.floor(position).astype(int)
     part = position - corner
-    padded = np.pad(image, ((0, 1), (0, 1)), mode="edge").astype(np.float32)
+    # Splines ring next to jumps: what does not count takes the value of the nearest that does.
+    nearest = distance_transform_edt(weight <= 0, return_distances=False, return_indices=True)
+    padded = np.pad(image[tuple(nearest)], ((0, 1), (0, 1)), mode="edge").astype(np.float32)
     spread = np.pad(weight, ((0, 1), (0, 1))).astype(np.float32)
     if np.abs(part).max() > 1e-3:
         padded = spline_shift(padded, part, order=3, mode="nearest")
