@@ -34,7 +34,7 @@ from txmcorrect.judge.scenes import (
 )
 from txmcorrect.judge.trial import Finding
 
-VERSION = 1  # of the judge; cells of another version are run again
+VERSION = 2  # of the judge; cells of another version are run again
 DRIFTS: tuple[Drift, ...] = ("slow", "medium", "fast")
 KINDS: tuple[Kind, ...] = ("mosaic-sparse", "mosaic-dense", "tomo", "film")
 REFERENCES: tuple[References, ...] = ("bank+stale", "before-after", "stale", "none", "fresh")

@@ -23,7 +23,7 @@ from txmcorrect.baselines.contract import (
 from txmcorrect.baselines.references import no_correction
 from txmcorrect.judge import implants as implant
 from txmcorrect.judge.failures import LEAST_FRAMES, plant_failures
-from txmcorrect.judge.scenes import Scene, empty, swap_neighbours, with_wrong_bank
+from txmcorrect.judge.scenes import KEPT_EVERY, Scene, empty, swap_neighbours, with_wrong_bank
 from txmcorrect.judge.tomogram import check_slices
 from txmcorrect.judge.trial import Finding, Trial, log_error, start_trial
 
@@ -145,25 +145,32 @@ def null_finding(corrected: Array, lit: NDArray[np.bool_], variance: float) -> F
 def check_neighbours(trial: Trial) -> Finding:
     """Other samples in the neighbouring frames must not change a frame's background.
 
-    `swap` is the rms change of log b; `leak_*` its slope, octave by octave, on what changed in the
-    mean of both neighbours' log T. The beam and the noise stay, so nothing but leakage shows.
+    `swap` is the rms change of log b in the frames that keep their sample; `leak_*` its slope,
+    octave by octave, on what changed in log T one, two or three frames away, the worst of these.
+    The beam and the noise stay, so nothing but leakage shows.
     """
     scene = swap_neighbours(trial.scene)
     after = trial.method(scene.problem)
-    change = (after.log_background - trial.estimate.log_background)[::2]
+    change = (after.log_background - trial.estimate.log_background)[::KEPT_EVERY]
     rms = float(np.sqrt(np.mean(metrics.log_rms(change, trial.lit) ** 2)))
-    leaks = _leaks(change, _neighbour_change(trial.scene, scene), trial.lit)
+    leaks: dict[str, float] = {}
+    for distance in range(1, min(KEPT_EVERY, len(scene.problem.frames))):
+        cause = _neighbour_change(trial.scene, scene, distance)
+        for name, value in _leaks(change, cause, trial.lit).items():
+            leaks[name] = max(leaks.get(name, 0.0), value, key=abs)
     worst = max((abs(v) for v in leaks.values()), default=0.0)
     return Finding(rms < SWAP and worst < LEAK, {"swap": rms, "leak": worst} | leaks)
 
 
-def _neighbour_change(before: Scene, after: Scene) -> Array:
-    """Change of the mean log T of both neighbours of every second frame."""
+def _neighbour_change(before: Scene, after: Scene, distance: int) -> Array:
+    """Change of the mean log T of the frames `distance` before and after each kept frame."""
     was, now = (np.log(np.maximum(s.truth.transmission, 1e-3)) for s in (before, after))
-    change = now - was
-    left, right = np.roll(change, 1, axis=0), np.roll(change, -1, axis=0)
-    left[0], right[-1] = right[0], left[-1]  # frames at the ends have one neighbour
-    return np.asarray((left + right)[::2] / 2)
+    change, n = now - was, len(now)
+    means = []
+    for kept in range(0, n, KEPT_EVERY):
+        near = [i for i in (kept - distance, kept + distance) if 0 <= i < n]
+        means.append(change[near].mean(0) if near else np.zeros_like(change[0]))
+    return np.stack(means)
 
 
 def _leaks(change: Array, cause: Array, lit: NDArray[np.bool_]) -> dict[str, float]:

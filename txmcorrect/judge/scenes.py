@@ -18,6 +18,7 @@ from txmcorrect.simulate import SimulatedScan, simulate_scan
 Kind = Literal["mosaic-sparse", "mosaic-dense", "tomo", "film"]
 Drift = Literal["slow", "medium", "fast"]
 References = Literal["bank+stale", "before-after", "stale", "none", "fresh"]
+KEPT_EVERY = 4  # frames keep their sample when others' are swapped
 FIRST_SEED = 900_000  # benchmark seeds start here
 FRAMES = {"tomo": 32, "film": 16}  # mosaics have 4 x 4
 
@@ -139,10 +140,11 @@ def empty(scene: Scene) -> Scene:
 
 
 def swap_neighbours(scene: Scene) -> Scene:
-    """Other samples in every second frame: turned over, and rolled by half a frame."""
+    """Other samples in all frames but every fourth: turned over, and rolled by half a frame."""
     transmission = scene.truth.transmission.copy()
+    swapped = np.arange(len(transmission)) % KEPT_EVERY != 0
     half = transmission.shape[-1] // 2
-    transmission[1::2] = np.roll(transmission[1::2, ::-1], half, axis=-1)
+    transmission[swapped] = np.roll(transmission[swapped, ::-1], half, axis=-1)
     return expose(scene, transmission)
 
 
