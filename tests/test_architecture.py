@@ -23,6 +23,7 @@ WORKFLOWS = {
     "tomo": {"tomo"},
     "restore": {"restore", "restoring"},
     "score": {"score", "scoring"},
+    "api": {"api"},
 }
 GROUPS = [
     FOUNDATION,
