@@ -99,13 +99,15 @@ def run(settings: MosaicSettings) -> Result:
 class Plan:
     """What is known of the layout: `cells` `(n, 2)` of a grid, or `positions` `(n, 2)` px.
 
-    `left_out`: tile -> why it cannot take part.
+    `left_out`: tile -> why it cannot take part. `stage`: the positions are a stage's, whose axes may
+    point either way.
     """
 
     names: tuple[str, ...]
     cells: layouts.Cells | None
     positions: layouts.Points | None
     left_out: dict[int, str]
+    stage: bool = False
 
 
 def plan_layout(settings: MosaicSettings, scan: Scan) -> Plan:
@@ -135,7 +137,7 @@ def plan_layout(settings: MosaicSettings, scan: Scan) -> Plan:
         return _listed_plan(nearby, names)
     pixel_nm = settings.pixel_size_nm or scan.optics.pixel_size_nm
     if scan.position_um is not None and pixel_nm is not None and np.ptp(scan.position_um) > 0:
-        return Plan(names, None, scan.position_um * 1000 / pixel_nm, {})
+        return Plan(names, None, scan.position_um * 1000 / pixel_nm, {}, stage=True)
     raise GeometryError(
         f"{scan.path}: expected rows and columns or stage positions in the file, found none; "
         "give --grid ROWSxCOLUMNS or --layout TileConfiguration.txt"
@@ -379,13 +381,26 @@ def align(
 
     if plan.cells is None:
         assert plan.positions is not None
-        return align_listed(tiles, plan.positions, skip, progress)
+        places = _oriented(tiles, plan.positions) if plan.stage else plan.positions
+        return align_listed(tiles, places, skip, progress)
     overlap = None if settings.overlap == "auto" else float(settings.overlap)
     alignment = align_grid(tiles, plan.cells, overlap, skip, progress)
     believed = sum(weight > BELIEVED for weight in alignment.placement.weights)
     if believed < FEWEST * len(alignment.pairs):
         _check_order(settings.order, tiles, plan.cells)
     return alignment
+
+
+def _oriented(tiles: Tiles, positions: layouts.Points) -> layouts.Points:
+    """Turn a stage's axes the way the tiles agree best; unchanged where they do not say."""
+    signs = [np.array([y, x], float) for y in (1, -1) for x in (1, -1)]
+    places = [positions * sign for sign in signs]
+    cells = [layouts.cells_of(p, tiles.shape) for p in places]
+    found = [0 if c is None else convincing(tiles, c) for c in cells]
+    best = int(np.argmax(found))
+    if found[best] == 0:
+        log.warning("the tiles do not say which way the stage's axes point: taken as they are")
+    return places[best]
 
 
 def _check_order(order: str, tiles: Tiles, cells: layouts.Cells) -> None:

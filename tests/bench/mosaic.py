@@ -1,0 +1,205 @@
+"""Simulated mosaics through `mosaic` and through peers: positions, seams, image error.
+
+    python tests/bench/mosaic.py --seeds 2 --size 256 --out bench-mosaic.json
+
+Methods: ours with the model's backgrounds (if a model is at hand), over the median of the tiles, over
+one stale reference, and over the true backgrounds (the oracle); all stitched alike. Peers that need an
+environment of their own are run when their interpreter is named: --ashlar PYTHON (BaSiC's flat field
+and ashlar), --multiview PYTHON (multiview-stitcher). Each gets the same TIFF tiles and nominal places
+and writes the positions it found as JSON, `[[y, x], ...]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from txmcorrect.metrics import psnr
+from txmcorrect.simulate import simulate_scan
+from txmcorrect.stitch.align import Tiles, align_grid
+from txmcorrect.stitch.blend import blend_strips, feather
+from txmcorrect.stitch.layout import grid_cells
+from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
+from txmcorrect.stitch.recent import Recent
+from txmcorrect.stitch.register import feature
+
+GRID = (4, 4)
+PEERS = {
+    "ashlar": """
+import sys, json, numpy as np
+from ashlar import fileseries, reg
+folder, positions, overlap = sys.argv[1], sys.argv[2], float(sys.argv[3])
+reader = fileseries.FileSeriesReader(folder, pattern='tile_{series:2}.tif', overlap=overlap,
+    width=4, height=4, layout='raster', direction='horizontal')
+aligner = reg.EdgeAligner(reader, max_shift=30, filter_sigma=1)
+aligner.run()
+json.dump(np.asarray(aligner.positions).tolist(), open(positions, 'w'))
+""",
+    "multiview": """
+import sys, json, numpy as np, tifffile, pathlib
+from multiview_stitcher import msi_utils, param_utils, registration, spatial_image_utils as si
+folder, positions, overlap = sys.argv[1], sys.argv[2], float(sys.argv[3])
+files = sorted(pathlib.Path(folder).glob('tile_*.tif'))
+views = []
+for k, file in enumerate(files):
+    image = tifffile.imread(file).astype('float32')
+    h, w = image.shape
+    y, x = (k // 4) * h * (1 - overlap), (k % 4) * w * (1 - overlap)
+    sim = si.get_sim_from_array(image[None, None], dims=['t', 'c', 'y', 'x'],
+        scale={'y': 1, 'x': 1}, translation={'y': y, 'x': x}, transform_key='stage')
+    views.append(msi_utils.get_msim_from_sim(sim, scale_factors=[]))
+params = registration.register(views, transform_key='stage', new_transform_key='found',
+    reg_channel_index=0)
+found = []
+for k, view in enumerate(views):
+    sim = msi_utils.get_sim_from_msim(view)
+    affine = np.asarray(si.get_affine_from_sim(sim, 'found')).squeeze()
+    origin = si.get_origin_from_sim(sim, asarray=True)
+    found.append((affine[:2, :2] @ origin + affine[:2, 2]).tolist())
+json.dump(found, open(positions, 'w'))
+""",
+}
+
+
+def backgrounds(scan, name):
+    """Background of each frame as a method would have it, `(n, h, w)` counts above dark."""
+    raw = scan.counts - scan.dark.mean(0)
+    if name == "oracle":
+        return scan.background
+    if name == "stale":
+        return np.repeat((scan.flats - scan.dark.mean(0)).mean(0)[None], len(raw), 0)
+    return np.repeat(np.median(raw, 0)[None], len(raw), 0)
+
+
+def stitched(scan, transmission, positions, refining):
+    """Blend at the positions given; the image and the seam figure."""
+    n, h, w = transmission.shape
+    cells = grid_cells(GRID, "rows,bottom-left")
+    pairs = [(i, j) for i in range(n) for j in range(n) if _adjacent(cells, i, j)]
+
+    def seams(tiles):
+        whole = [tuple(np.rint(positions[j] - positions[i]).astype(int)) for i, j in pairs]
+        found = [
+            measure_seam(p, (tiles[p[0]], tiles[p[1]]), s, scan.lit, max(4, h // 64))
+            for p, s in zip(pairs, whole, strict=True)
+        ]
+        return [s for s in found if s is not None]
+
+    tiles = transmission
+    if refining:
+        fix = refine(seams(tiles), n, (h, w))
+        tiles = np.stack([tiles[i] * np.exp(-fix.log_background(i)) for i in range(n)])
+    strips = blend_strips(lambda i: tiles[i], feather(scan.lit, h / 10), positions, list(range(n)))
+    return np.concatenate([s for _, s in strips]), seam_figure(seams(tiles))
+
+
+def _adjacent(cells, i, j):
+    return tuple(cells[j] - cells[i]) in ((0, 1), (1, 0))
+
+
+def image_psnr(image, scan, positions):
+    """Against the true world, after the one gain that a relative scale leaves open."""
+    offset = np.rint((scan.position_px - positions).mean(0)).astype(int)
+    world = np.pad(scan.world, 8, constant_values=np.nan)
+    top, left = offset + 8
+    truth = world[top : top + image.shape[0], left : left + image.shape[1]]
+    image = image[: truth.shape[0], : truth.shape[1]]
+    both = np.isfinite(image) & np.isfinite(truth)
+    gain = np.exp(np.mean(np.log(np.maximum(truth[both], 0.05) / np.maximum(image[both], 0.05))))
+    return psnr(image[both][None] * gain, truth[both][None])
+
+
+def position_error(found, truth):
+    """Largest distance in px after the mean is removed."""
+    difference = np.asarray(found) - truth
+    return float(np.hypot(*(difference - difference.mean(0)).T).max())
+
+
+def peer_positions(name, python, scan, overlap):
+    """Positions a peer finds in the raw tiles, laid out in rows from the top for it."""
+    cells = grid_cells(GRID, "rows,bottom-left")
+    order = np.lexsort((cells[:, 1], cells[:, 0]))
+    with tempfile.TemporaryDirectory() as folder:
+        for k, tile in enumerate(order):
+            tifffile.imwrite(Path(folder) / f"tile_{k:02d}.tif", scan.counts[tile])
+        out = Path(folder) / "found.json"
+        command = [python, "-c", PEERS[name], folder, str(out), str(overlap)]
+        subprocess.run(command, check=True, capture_output=True)
+        found = np.array(json.loads(out.read_text()))
+    positions = np.empty_like(found)
+    positions[order] = found
+    return positions - positions.min(0)
+
+
+def one_cell(kind, overlap, seed, size, peers):
+    scan = simulate_scan(
+        kind, "medium", 5000, (size, size), seed, "benchmark", "stale", None, GRID, overlap, 0
+    )
+    raw = scan.counts - scan.dark.mean(0)
+    rows = []
+    for name in ("oracle", "median", "stale"):
+        t = np.where(scan.lit, raw / np.maximum(backgrounds(scan, name), 1), 1).astype(np.float32)
+        features = Recent(lambda i, t=t: feature(t[i], scan.lit), 16)
+        found = align_grid(Tiles(features, (size, size)), grid_cells(GRID, "rows,bottom-left"))
+        for refining in (False, True):
+            image, seam = stitched(scan, t, found.positions, refining)
+            rows.append(
+                {
+                    "method": name + (" + overlaps" if refining else ""),
+                    "position_px": position_error(found.positions, scan.position_px),
+                    "seam": seam,
+                    "psnr": image_psnr(image, scan, found.positions),
+                }
+            )
+        if name != "stale":
+            continue
+        for peer, python in peers.items():
+            positions = peer_positions(peer, python, scan, overlap)
+            image, seam = stitched(scan, t, positions, False)
+            rows.append(
+                {
+                    "method": f"stale + {peer}",
+                    "position_px": position_error(positions, scan.position_px),
+                    "seam": seam,
+                    "psnr": image_psnr(image, scan, positions),
+                }
+            )
+    return [{"kind": kind, "overlap": overlap, "seed": seed, **row} for row in rows]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--overlaps", type=float, nargs="+", default=[0.05, 0.1, 0.2])
+    parser.add_argument("--out", type=Path, default=Path("bench-mosaic.json"))
+    parser.add_argument("--ashlar", help="Python that has ashlar")
+    parser.add_argument("--multiview", help="Python that has multiview-stitcher")
+    given = parser.parse_args()
+    peers = {n: p for n in PEERS if (p := getattr(given, n)) is not None}
+    rows = []
+    for kind in ("mosaic-sparse", "mosaic-dense"):
+        for overlap in given.overlaps:
+            for seed in range(given.seeds):
+                rows += one_cell(kind, overlap, seed, given.size, peers)
+                given.out.write_text(json.dumps(rows, indent=1))
+    print(f"{'kind':14} {'overlap':>7} {'method':24} {'max px':>7} {'seam':>7} {'PSNR':>6}")
+    for kind, overlap, method in dict.fromkeys(
+        (r["kind"], r["overlap"], r["method"]) for r in rows
+    ):
+        own = [r for r in rows if (r["kind"], r["overlap"], r["method"]) == (kind, overlap, method)]
+        figures = [np.median([r[k] for r in own]) for k in ("position_px", "seam", "psnr")]
+        print(
+            f"{kind:14} {overlap:7.2f} {method:24} "
+            f"{figures[0]:7.2f} {figures[1]:7.4f} {figures[2]:6.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from txmcorrect.cli import app
+from txmcorrect.config import MosaicSettings
+from txmcorrect.errors import FormatError, GeometryError, OutputError
+from txmcorrect.formats.ome import read_level, write_pyramid
+from txmcorrect.mosaic import run
+from txmcorrect.simulate import simulate_scan
+from txmcorrect.stitch.layout import parse_tile_configuration
+
+GRID = (3, 3)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return simulate_scan(
+        "mosaic-dense", "slow", 20000, (128, 128), seed=3, grid=GRID, overlap=0.2, bank=0
+    )
+
+
+def write_tiles(folder: Path, frames, names=None) -> Path:
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        name = names[i] if names else f"tile_{i + 1:02d}.tif"
+        tifffile.imwrite(folder / name, frame)
+    return folder
+
+
+def settings(folder, tmp_path, **given):
+    given = {"grid": GRID, "flats": "median", "quiet": True, **given}
+    return MosaicSettings(scans=[folder], out=tmp_path / "mosaic.tif", **given)
+
+
+def error_px(found, truth):
+    difference = np.asarray(found) - truth
+    return np.hypot(*(difference - difference.mean(0)).T).max()
+
+
+def registered(tmp_path):
+    return parse_tile_configuration((tmp_path / "TileConfiguration.registered.txt").read_text())
+
+
+def test_a_grid_alone_gives_the_positions_and_an_image(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", scene.counts)
+    result = run(settings(folder, tmp_path, pixel_size_nm=65.0))
+    assert error_px(list(registered(tmp_path).values()), scene.position_px) < 0.5
+    image = tifffile.imread(tmp_path / "mosaic.tif")
+    assert image.dtype == np.float32
+    assert np.isfinite(image).mean() > 0.85
+    assert {p.suffix for p in result.outputs} == {".tif", ".png", ".html", ".txt"}
+    assert all(p.stat().st_size for p in result.outputs)
+    assert not list(tmp_path.glob(".mosaic*"))
+
+
+def test_the_file_is_a_tiled_ome_pyramid_with_pixel_size(tmp_path):
+    image = np.random.default_rng(0).random((700, 1100)).astype(np.float32)
+    image[:50] = np.nan
+    strips = ((top, image[top : top + 200]) for top in range(0, 700, 200))
+    path = write_pyramid(tmp_path / "a.tif", strips, (700, 1100), pixel_size_um=0.065)
+    with tifffile.TiffFile(path) as file:
+        assert file.is_bigtiff and file.is_ome
+        assert file.pages[0].is_tiled
+        assert [level.shape for level in file.series[0].levels] == [
+            (700, 1100),
+            (350, 550),
+            (175, 275),
+        ]
+        assert 'PhysicalSizeX="0.065"' in file.ome_metadata
+        assert np.array_equal(file.asarray(), image, equal_nan=True)
+    half = read_level(path, 400)
+    assert half[100, 100] == pytest.approx(image[200:202, 200:202].mean(), rel=1e-5)
+    assert np.isnan(half[:25]).all()
+
+
+@pytest.mark.slow
+def test_a_layout_that_is_wrong_by_many_pixels_is_improved(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", scene.counts)
+    rough = scene.position_px + np.random.default_rng(1).uniform(-5, 5, (9, 2))
+    lines = [f"tile_{i + 1:02d}.tif; ; ({x}, {y})" for i, (y, x) in enumerate(rough)]
+    (tmp_path / "layout.txt").write_text("dim = 2\n" + "\n".join(lines))
+    run(settings(folder, tmp_path, grid=None, layout=tmp_path / "layout.txt"))
+    assert error_px(list(registered(tmp_path).values()), scene.position_px) < 0.5
+
+
+def test_a_black_tile_and_a_duplicate_are_flagged_and_left_out(scene, tmp_path):
+    frames = scene.counts.copy()
+    frames[4] = 3
+    frames[8] = frames[7]
+    folder = write_tiles(tmp_path / "tiles", frames)
+    result = run(settings(folder, tmp_path, strict=True))
+    assert "tile_05.tif (no light)" in result.message
+    assert "tile_09.tif (the same frame as tile_08.tif)" in result.message
+    assert result.exit_code == 3
+    found = registered(tmp_path)
+    assert "tile_05.tif" not in found and "tile_09.tif" not in found
+    kept = [0, 1, 2, 3, 5, 6, 7]
+    assert error_px(list(found.values()), scene.position_px[kept]) < 0.7
+
+
+def test_tiles_in_the_wrong_order_are_refused_with_the_right_one(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", scene.counts)
+    with pytest.raises(GeometryError, match="with --order rows,bottom-left"):
+        run(settings(folder, tmp_path, order="rows,top-left"))
+    assert not (tmp_path / "mosaic.tif").exists()
+
+
+def test_a_missing_tile_is_named(scene, tmp_path):
+    names = [f"tile_{i:02d}.tif" for i in (1, 2, 3, 4, 6, 7, 8, 9)]
+    folder = write_tiles(tmp_path / "tiles", scene.counts[:8], names)
+    with pytest.raises(GeometryError, match=r"3x3 has 9 tiles, got 8 \(number 5 is missing\)"):
+        run(settings(folder, tmp_path))
+
+
+def test_a_tile_of_another_size_is_named(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", [*scene.counts[:8], scene.counts[8][:100]])
+    with pytest.raises(FormatError, match=r"tile_09\.tif"):
+        run(settings(folder, tmp_path))
+
+
+def test_a_single_tile_has_nothing_to_stitch(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", scene.counts[:1])
+    with pytest.raises(GeometryError, match="at least two tiles, got 1"):
+        run(settings(folder, tmp_path, grid=(1, 1)))
+
+
+def test_without_any_layout_the_way_out_is_said(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", scene.counts)
+    with pytest.raises(GeometryError, match="give --grid ROWSxCOLUMNS"):
+        run(settings(folder, tmp_path, grid=None))
+
+
+def test_an_existing_output_is_kept(scene, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", scene.counts)
+    (tmp_path / "mosaic.tif").write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        run(settings(folder, tmp_path))
+    assert (tmp_path / "mosaic.tif").read_text() == "mine"
+
+
+def test_the_command_says_one_line_and_exits(tmp_path):
+    folder = write_tiles(tmp_path / "tiles", np.ones((4, 32, 32), np.uint16))
+    result = CliRunner().invoke(app, ["mosaic", str(folder), "--grid", "2x3", "--quiet"])
+    assert isinstance(result.exception, GeometryError)
+    assert "\n" not in str(result.exception)
+
+
+@pytest.mark.slow
+def test_stage_positions_may_point_the_other_way(scene, tmp_path):
+    from txmcorrect.mosaic import Plan, align
+    from txmcorrect.scan import ArrayFrames
+
+    class Silent:
+        def __call__(self, stage, done, total): ...
+
+    class Source:
+        frames = ArrayFrames((scene.counts / scene.background).astype(np.float32))
+        lit = scene.lit
+
+    upward = scene.position_px * [-1, 1]
+    plan = Plan(tuple("abcdefghi"), None, upward, {}, stage=True)
+    given = MosaicSettings(scans=[tmp_path])
+    found = align(given, Source, plan, frozenset(), 9, Silent())
+    assert error_px(found.positions, scene.position_px) < 0.5
+
+
+@pytest.mark.slow
+def test_real_tiles_find_their_places_from_the_grid_alone(shared_data, tmp_path):
+    folder = shared_data / "lm_mosaic_4x4"
+    run(settings(folder, tmp_path, grid=(4, 4)))
+    found = list(registered(tmp_path).values())
+    shift = np.subtract(found[10], found[14])  # tile 15 to tile 11: much to see in the overlap
+    assert shift == pytest.approx((491, 3), abs=1.5)
+    fibre = np.subtract(found[0], found[4])  # tile 5 to tile 1: a fibre runs through
+    assert fibre == pytest.approx((501, 24), abs=4)

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.ndimage import shift as spline_shift
+
+from txmcorrect.stitch.register import (
+    Evidence,
+    Window,
+    common_shift,
+    feature,
+    measure,
+    overlap_slices,
+    pick,
+    search,
+)
+
+
+def textured(shape, seed, width=1.5):
+    field = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), width)
+    return np.exp(0.2 * field / field.std())
+
+
+def pair(shift, size=128, noise=0.01, seed=0):
+    """Two tiles of one world whose corners lie `shift` apart."""
+    rng = np.random.default_rng(seed + 100)
+    world = np.pad(textured((2 * size + 40, 2 * size + 40), seed), 2, mode="edge")
+    tiles = []
+    for corner in ((20.0, 20.0), (20.0 + shift[0], 20.0 + shift[1])):
+        moved = spline_shift(world, -np.asarray(corner), order=3, mode="nearest")
+        tiles.append(moved[:size, :size] * (1 + noise * rng.standard_normal((size, size))))
+    lit = np.ones((size, size), bool)
+    return [feature(t, lit) for t in tiles]
+
+
+def direct_correlation(a, b, shift):
+    one, two = overlap_slices(shift, a.values.shape)
+    w = a.weight[one] * b.weight[two]
+    x, y = a.values[one], b.values[two]
+    x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
+    return (w * x * y).sum() / np.sqrt((w * x * x).sum() * (w * y * y).sum())
+
+
+def test_the_score_follows_the_correlation_computed_directly():
+    a, b = pair((3, 100))
+    window = Window(0, 6, 96, 104)
+    score = search(a, b, window).score
+    rho = np.array([[direct_correlation(a, b, (y, x)) for x in range(96, 105)] for y in range(7)])
+    pixels = np.array([[(128 - y) * (128 - x) for x in range(96, 105)] for y in range(7)])
+    weight = np.mean(a.weight) * np.mean(b.weight)
+    wanted = -0.5 * pixels * weight * np.log1p(-(np.clip(rho, 0, 1) ** 2))
+    ratio = score[wanted > 0.05 * wanted.max()] / wanted[wanted > 0.05 * wanted.max()]
+    assert ratio == pytest.approx(np.median(ratio), rel=0.08)  # one cell area for all shifts
+
+
+@pytest.mark.parametrize("shift", [(2.3, 110.4), (-3.7, 96.1), (105.6, 4.2), (-100.3, -2.5)])
+def test_sub_pixel_shifts_come_back(shift):
+    a, b = pair(shift)
+    whole = (round(shift[0]) + 1, round(shift[1]) - 1)
+    found = measure(a, b, whole)
+    assert found.shift == pytest.approx(shift, abs=0.1)
+    assert found.correlation > 0.9
+
+
+def test_narrow_overlaps_are_not_pulled_wide():
+    errors = [measure(*pair((0.4, 119.3), seed=s), (0, 119)).shift - (0.4, 119.3) for s in range(4)]
+    assert np.mean(errors, axis=0) == pytest.approx((0, 0), abs=0.1)
+
+
+def test_noise_does_not_match():
+    lit = np.ones((96, 96), bool)
+    rng = np.random.default_rng(3)
+    a, b = (feature(1 + 0.01 * rng.standard_normal((96, 96)), lit) for _ in range(2))
+    evidence = search(a, b, Window(-5, 5, 70, 90))
+    assert evidence.score.max() < np.log(evidence.cells) + 6
+
+
+def test_a_single_fibre_is_uncertain_along_itself():
+    y, x = np.indices((128, 200))
+    world = 1 + 0.5 * np.exp(-(((y - 0.5 * x) / 2) ** 2))
+    rng = np.random.default_rng(0)
+    world = world * (1 + 0.003 * rng.standard_normal(world.shape))
+    lit = np.ones((128, 128), bool)
+    a = feature(world[:, :128], lit)
+    b = feature(world[:, 72:] * (1 + 0.003 * rng.standard_normal((128, 128))), lit)
+    found = measure(a, b, (0, 72))
+    along = np.array([0.5, 1.0]) / np.hypot(0.5, 1)
+    across = np.array([1.0, -0.5]) / np.hypot(0.5, 1)
+    assert along @ found.covariance @ along > across @ found.covariance @ across
+
+
+def test_pairs_vote_for_the_overlap_and_one_liar_does_not_decide():
+    window = Window(-5, 5, 80, 100)
+    rng = np.random.default_rng(0)
+
+    def vote(y, x, height):
+        score = 0.5 * rng.random((11, 21)).astype(np.float32)
+        score[y + 5, x - 80] = height
+        return Evidence(window, score, 20.0)
+
+    votes = [vote(1, 90, 12), vote(2, 91, 15), vote(0, 90, 9), vote(-5, 98, 200)]
+    assert common_shift(votes, 1.0) == pytest.approx((1, 90), abs=1)
+
+
+def test_the_prior_decides_between_equal_peaks():
+    score = np.zeros((5, 41), np.float32)
+    score[2, 5] = score[2, 35] = 10
+    evidence = Evidence(Window(-2, 2, 80, 120), score, 10.0)
+    best, _, margin = pick(evidence, np.array([0.0, 113.0]), 5.0)
+    assert best == (0, 115)
+    assert margin > 1
+
+
+def test_overlap_slices_name_the_same_places():
+    one, two = overlap_slices((-3, 5), (10, 20))
+    y, x = np.indices((10, 20))
+    assert (y[one] - y[two] == -3).all()
+    assert (x[one] - x[two] == 5).all()
