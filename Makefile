@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-real peers install format lint type test test-slow demo check clean bench-pair bench-uncon
+.PHONY: bench-quick bench-quality bench-real peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore
 
 install: $(STAMP)
 
@@ -43,6 +43,12 @@ bench-uncon: install
 	for u in 0.1 0.25 0.5; do \
 	  $(TXM) train --config configs/pair-uncon-$$u.yaml --out runs/pair-uncon-$$u && \
 	  $(PY) tests/bench/pair_table.py --model runs/pair-uncon-$$u/model.safetensors; done
+
+# A prior of samples trained for half an hour, then restoration against classical methods.
+bench-restore: install
+	mkdir -p runs bench
+	$(PY) tests/bench/sample_prior.py runs/sample.safetensors --minutes 30
+	$(PY) tests/bench/restore.py runs/sample.safetensors --out bench/restore.json
 
 # Comparison with peers: minutes (quick), hours (core); goes on where it was interrupted.
 bench-quick: install
