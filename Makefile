@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-real peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore
+.PHONY: bench-quick bench-quality bench-real peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic
 
 install: $(STAMP)
 
@@ -51,6 +51,11 @@ bench-restore: install
 	$(PY) tests/bench/restore.py runs/sample.safetensors --out bench/restore.json
 
 # Comparison with peers: minutes (quick), hours (core); goes on where it was interrupted.
+# Peers come in when their interpreters are named: make bench-mosaic PEERS="--ashlar /path/python".
+bench-mosaic: install
+	mkdir -p bench
+	$(PY) tests/bench/mosaic.py --out bench/mosaic.json $(PEERS)
+
 bench-quick: install
 	$(TXM) evaluate --compare --plan quick --out bench/quick
 
