@@ -219,10 +219,8 @@ def draw_scores(scores: TruthScores) -> Figure:
     bands = figure.add_subplot(grid[1, 3])
     error = [_drawn(v) for v in scores.bands.values()]
     bands.plot(list(scores.bands), error, marker="o")
-    limits = (min(error) / 2, 2 * max(error))  # all values may be the same
-    bands.set(
-        xlabel="wavelength (pixels)", ylabel="background error (%)", yscale="log", ylim=limits
-    )
+    bands.set_ylim(min(error) / 2, 2 * max(error))  # before the scale: values may be the same
+    bands.set(xlabel="wavelength (pixels)", ylabel="background error (%)", yscale="log")
     bands.tick_params(axis="x", rotation=60)
     return figure
 
