@@ -45,11 +45,11 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def geometric_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Geometric mean and its interval: errors of scans scatter by factors, not by amounts.
 
-    Where a value is zero (the oracle's) the plain mean is given instead.
+    Where a value is zero or mere rounding (the oracle's) the plain mean is given instead.
     """
     data = np.asarray(values, np.float64)
     data = data[np.isfinite(data)]
-    if len(data) == 0 or data.min() <= 0:
+    if len(data) == 0 or data.min() <= 1e-6:
         return mean_interval(values, level)
     log = mean_interval(np.log(data).tolist(), level)
     low, mean, high = (float(np.exp(v)) for v in (log.low, log.mean, log.high))
