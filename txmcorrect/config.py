@@ -288,9 +288,9 @@ class CorrectSettings(ReadSettings):
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     model: str = option("bundled", "Model file, or `bundled`.")
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How samples are drawn.")
-    steps: int = option(8, "Network evaluations a sample.", ge=1)
+    steps: int = option(4, "Network evaluations a sample.", ge=1)
     samples: int = option(
-        1, "Samples of the posterior a key frame (2 or more give a spread).", ge=1
+        4, "Samples a key frame: 1 is used as it is, more give a spread about the mean.", ge=1
     )
     every: AutoInt = option("auto", "Key frames: auto, or every N frames.")
     settle: int = option(5, "Median over this many neighbouring key frames; 1 for none.", ge=1)
@@ -414,8 +414,10 @@ class EvaluateSettings(ReadSettings):
     condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How the model's samples are drawn.")
-    steps: int = option(8, "Network evaluations a sample.", ge=1)
-    samples: int = option(1, "Samples a key frame (2 or more give a spread).", ge=1)
+    steps: int = option(4, "Network evaluations a sample.", ge=1)
+    samples: int = option(
+        4, "Samples a key frame: 1 is used as it is, more give a spread about the mean.", ge=1
+    )
     out: Path | None = option(None, "Folder for table, JSON and figures.")
     json_output: bool = option(False, "Print JSON instead of a table.", "--json")
 
