@@ -50,12 +50,12 @@ bench-restore: install
 	$(PY) tests/bench/sample_prior.py runs/sample.safetensors --minutes 30
 	$(PY) tests/bench/restore.py runs/sample.safetensors --out bench/restore.json
 
-# Comparison with peers: minutes (quick), hours (core); goes on where it was interrupted.
 # Peers come in when their interpreters are named: make bench-mosaic PEERS="--ashlar /path/python".
 bench-mosaic: install
 	mkdir -p bench
 	$(PY) tests/bench/mosaic.py --out bench/mosaic.json $(PEERS)
 
+# Comparison with peers: minutes (quick), hours (core); goes on where it was interrupted.
 bench-quick: install
 	$(TXM) evaluate --compare --plan quick --out bench/quick
 

@@ -54,7 +54,8 @@ LIT_SHARE = 0.3  # of the median of a median flat
 BLOCK = 1 / 64  # of a frame: pixels over which tiles are compared
 PREVIEW_PX = 1600
 BELIEVED = 0.25  # weight below which a pair was given up
-FEWEST = 0.5  # of the pairs in the best order that a trusted order must convince with
+FEWEST = 0.5  # of the pairs of a direction: with fewer that agree, the order is doubted
+LIKELY = 0.75  # of the pairs that convince in the best order: with fewer, an order is refused
 
 
 @dataclass(frozen=True)
@@ -385,10 +386,22 @@ def align(
         return align_listed(tiles, places, skip, progress)
     overlap = None if settings.overlap == "auto" else float(settings.overlap)
     alignment = align_grid(tiles, plan.cells, overlap, skip, progress)
-    believed = sum(weight > BELIEVED for weight in alignment.placement.weights)
-    if believed < FEWEST * len(alignment.pairs):
+    if _doubtful(alignment, plan.cells):
         _check_order(settings.order, tiles, plan.cells)
     return alignment
+
+
+def _doubtful(alignment: Alignment, cells: layouts.Cells) -> bool:
+    """Tell whether few pairs agree along rows or along columns: rows may still be right alone."""
+    weights = alignment.placement.weights
+    agree = {
+        (m.first, m.second) for m, w in zip(alignment.used, weights, strict=True) if w > BELIEVED
+    }
+    for axis in (0, 1):
+        own = [p for p in alignment.pairs if cells[p[0]][axis] != cells[p[1]][axis]]
+        if sum(p in agree for p in own) < FEWEST * len(own):
+            return True
+    return False
 
 
 def _oriented(tiles: Tiles, positions: layouts.Points) -> layouts.Points:
@@ -410,7 +423,7 @@ def _check_order(order: str, tiles: Tiles, cells: layouts.Cells) -> None:
     found = {o: convincing(tiles, layouts.grid_cells((rows, columns), o)) for o in orders}
     own = convincing(tiles, cells)
     best = max(orders, key=lambda o: found[o])
-    if found[best] >= 2 and own < FEWEST * found[best]:
+    if found[best] >= 2 + own and own < LIKELY * found[best]:
         raise GeometryError(
             f"--order {order}: neighbours agree in {own} of the pairs tried, with --order {best} "
             f"in {found[best]}; give that order, or --layout"

@@ -25,7 +25,7 @@ BAND_PX = (1.0, 5.0)  # keeps edges and texture, drops photon noise and backgrou
 COARSE_PX = (2.0, 10.0)  # leads there from some pixels away
 CLIP = 2.0  # robust standard deviations: one bright fibre must not outvote all the rest
 DARKEST = 0.02  # transmission below which nothing is read
-RECUTS, GAUSS_NEWTON, LEASH_PX = 5, 3, 3
+RECUTS, GAUSS_NEWTON, LEASH_PX = 8, 4, 3
 NARROWEST_PX = 4
 LEAST_PX = 200.0  # an overlap with less weight than this says nothing
 FLOOR_PX = 0.2  # no shift is known better: lenses distort, the stage moves during exposures
@@ -249,14 +249,23 @@ def measure(first: Feature, second: Feature, shift: tuple[int, int]) -> Measured
 
     Returns
     -------
-    None where nothing is shared or the shift wanders off by more than `LEASH_PX`.
+    None where nothing is shared. A shift that wanders off by more than `LEASH_PX` stays the whole one
+    with that uncertainty.
     """
     near = _settle(first, second, shift, COARSE_PX)
     found = None if near is None else _settle(first, second, near[0], BAND_PX)
     if found is None or np.abs(np.subtract(found[0], shift)).max() > LEASH_PX:
-        return None
+        return _unsettled(first, second, shift)
     whole, (offset, covariance, moved), (a, _, weight) = found
     return Measured(np.add(whole, offset), covariance, *_strength(a, moved, weight))
+
+
+def _unsettled(first: Feature, second: Feature, shift: tuple[int, int]) -> Measured | None:
+    """A whole shift that could not be refined: known to `LEASH_PX` and no better."""
+    cut = _shared(first, second, shift, BAND_PX)
+    if cut is None:
+        return None
+    return Measured(np.array(shift, float), np.eye(2) * LEASH_PX**2, *_strength(*cut))
 
 
 def _settle(
