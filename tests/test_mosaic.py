@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from typer.testing import CliRunner
 
 from txmcorrect.cli import app
@@ -12,6 +13,7 @@ from txmcorrect.formats.ome import read_level, write_pyramid
 from txmcorrect.mosaic import run
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.layout import parse_tile_configuration
+from txmcorrect.weights import ModelSpec, save_model
 
 GRID = (3, 3)
 
@@ -75,6 +77,30 @@ def test_the_file_is_a_tiled_ome_pyramid_with_pixel_size(tmp_path):
     half = read_level(path, 400)
     assert half[100, 100] == pytest.approx(image[200:202, 200:202].mean(), rel=1e-5)
     assert np.isnan(half[:25]).all()
+
+
+def test_tiles_are_corrected_once_and_stitched_again(scene, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        network={"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "patch": 4},
+        condition="pair",
+        cond_channels=8,
+        size=64,
+    )
+    model = tmp_path / "tiny.safetensors"
+    save_model(model, spec.build().state_dict(), spec)
+    folder = write_tiles(tmp_path / "tiles", scene.counts)
+    given = {"flats": "generated", "model": str(model), "steps": 1, "device": "cpu"}
+    run(settings(folder, tmp_path, **given))
+    first = tifffile.imread(tmp_path / "mosaic.tif")
+    (tmp_path / "mosaic.tif").unlink()
+
+    def refuse(*_):
+        raise AssertionError("the tiles were corrected again")
+
+    monkeypatch.setattr("txmcorrect.mosaic.correct_scan", refuse)
+    run(settings(folder, tmp_path, **given))
+    assert np.array_equal(tifffile.imread(tmp_path / "mosaic.tif"), first, equal_nan=True)
 
 
 @pytest.mark.slow
