@@ -80,11 +80,11 @@ def _default_text(value: Any) -> str:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """Turn a settings field into a Typer parameter that stays None unless given."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    kind = str if field.metadata and name in PARSED else _flag_type(field.annotation)
+    kind: Any = str if field.metadata and name in PARSED else _flag_type(field.annotation)
     help_text = f"{field.description}"
     if extra.get("argument"):
         required = field.is_required()
-        annotation = Annotated[
+        annotation: Any = Annotated[
             kind if required else kind | None, typer.Argument(help=help_text, show_default=False)
         ]
         default = inspect.Parameter.empty if required else None

@@ -98,7 +98,7 @@ def _two_samples(rng: np.random.Generator, world: Image | Spheres, shape: Shape)
         return -np.stack([world.project(theta), world.project(theta + apart)])
     views = []
     for _ in range(2):
-        turned = np.rot90(world, rng.integers(4))
+        turned = np.rot90(world, int(rng.integers(4)))
         turned = turned[:, ::-1] if rng.random() < 0.5 else turned
         y, x = (rng.integers(0, side - s + 1) for side, s in zip(turned.shape, shape, strict=True))
         empty = rng.random() < 0.06
