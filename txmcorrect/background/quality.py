@@ -28,6 +28,8 @@ class Flag(IntFlag):
 
 # A jump is a remark: the frames on both sides are treated apart, so it costs no trust.
 REMARKS = Flag.JUMP | Flag.BAD_PIXELS
+# A large spread says "look", not "wrong": it alone never fails a run.
+DOUBTS = REMARKS | Flag.UNCERTAIN | Flag.PARTLY_DARK
 UNUSABLE = Flag.NO_LIGHT | Flag.SATURATED | Flag.NOT_FINITE
 MEANING = {
     Flag.NO_LIGHT: "no light",
@@ -107,7 +109,7 @@ def judge_run(flag: NDArray[np.uint32], scale: str, notes: tuple[str, ...] = ())
         for bit, meaning in MEANING.items()
         if bit not in REMARKS and (count := int(((flag & bit) != 0).sum()))
     ]
-    if serious.mean() > 0.5:
+    if ((flag & ~np.uint32(DOUBTS)) != 0).mean() > 0.5:
         return Verdict(
             "FAILED", f"{int(serious.sum())} of {n} frames flagged ({'; '.join(reasons)})", scale
         )
