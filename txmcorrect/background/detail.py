@@ -1,6 +1,6 @@
 """The fixed detector pattern: what is finer than the working grid and does not move.
 
-Counts factor exactly into a coarse part and detail: `b = spread(bin(b)) * exp(detail)`. The
+Counts factor exactly into a coarse part and detail: `log b = spread(log bin(b)) + detail`. The
 network generates the coarse part, which drifts; detail sits on the detector and is the same in all
 frames, so it is estimated once, from references where there are any, or else from all frames.
 """
@@ -33,7 +33,8 @@ def choose_frames(usable: NDArray[np.bool_], h: int, w: int, memory: int) -> NDA
 def frame_ratio(counts: Image, factor: int) -> Image:
     """Counts over their own coarse part, `(n, h, w)`; 0 where there is no light to compare with."""
     frames = torch.from_numpy(np.nan_to_num(counts))
-    coarse = spread_out(bin_mean(frames, factor), factor, counts.shape[1:]).clamp_min(1e-3)
+    small = bin_mean(frames, factor).clamp_min(1e-3)
+    coarse = spread_out(small.log(), factor, counts.shape[1:]).exp()
     return (frames / coarse).clamp(0, 10).numpy()
 
 

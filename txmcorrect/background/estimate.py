@@ -1,9 +1,9 @@
-"""Log backgrounds at key frames: samples of the model's posterior given pairs of frames."""
+"""Log backgrounds at key frames: samples of the model's posterior given frames and references."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -11,10 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import log_counts, pair_condition
+from txmcorrect.background.stack import stack_condition
+from txmcorrect.background.windows import Known, make_stack
 from txmcorrect.diffusion.denoiser import Noise
 from txmcorrect.diffusion.samplers import SAMPLERS
 from txmcorrect.diffusion.schedules import subsequence
 from txmcorrect.weights import Model
+
+ToLog = Callable[[torch.Tensor], torch.Tensor]
+"""What the network generated `(b, h, w)` -> natural logarithm of counts."""
+Conditions = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
+"""Frame numbers `(b,)` -> what the network sees of them, and how to read its answer."""
 
 BATCH = 8  # fixed and padded: convolutions give other last bits at other batch sizes
 
@@ -24,7 +31,7 @@ class Draw:
     """How samples are drawn: sampler, evaluations a sample, samples, seed."""
 
     sampler: str = "ddim"
-    steps: int = 8
+    steps: int = 4
     samples: int = 4
     seed: int = 0
 
@@ -39,51 +46,64 @@ def partner(frame: int, interval: int, usable: NDArray[np.bool_]) -> int:
     return int(index[np.argmin(np.abs(np.abs(index - frame) - interval))])
 
 
+def pair_conditions(
+    small: NDArray[np.float32], usable: NDArray[np.bool_], interval: int, photons: float
+) -> Conditions:
+    """Each frame with its partner; `small` `(n, h, w)` counts above dark on the working grid."""
+
+    def conditions(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
+        partners = [partner(int(i), interval, usable) for i in targets]
+        first, second = torch.from_numpy(small[targets]), torch.from_numpy(small[partners])
+        cond, base, _ = pair_condition(first, second, torch.full((len(targets),), photons))
+        return cond, lambda generated: log_counts(generated, base)
+
+    return conditions
+
+
+def stack_conditions(known: Known) -> Conditions:
+    """Each frame with the window around it and the scan's references."""
+
+    def conditions(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
+        cond, basis = stack_condition(make_stack(known, targets))
+        return cond, basis.log_counts
+
+    return conditions
+
+
 def generate(
     model: Model,
-    small: NDArray[np.float32],
-    pairs: NDArray[np.intp],
-    photons: float,
+    conditions: Conditions,
+    targets: NDArray[np.intp],
     draw: Draw,
     progress: Callable[[int, int], None],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Log background of the first frame of each pair.
-
-    Parameters
-    ----------
-    small : `(n, h, w)` counts above dark on the working grid. pairs : `(k, 2)` frame numbers.
-    photons : per count and working pixel.
+    """Log background of the frames `targets` `(k,)`.
 
     Returns
     -------
-    mean, std : `(k, h, w)` natural logarithm of counts; std is 0 for a single sample.
+    mean, std : `(k, h, w)` natural logarithm of counts. A single sample is returned as it is, with
+    std 0, as source 0 does. Several give the spread, and the mean is then the posterior's own: one
+    more evaluation at the largest sigma, where x0_hat depends on the condition alone.
     """
-    k = len(pairs)
+    k = len(targets)
     means, stds = [], []
     for start in range(0, k, BATCH):
         # The last batch is padded, so that no result depends on how many frames came before.
-        batch = pairs[np.minimum(np.arange(start, start + BATCH), k - 1)]
-        samples = sample_pairs(model, small[batch[:, 0]], small[batch[:, 1]], photons, draw)
+        batch = targets[np.minimum(np.arange(start, start + BATCH), k - 1)]
+        cond, to_log = conditions(batch)
+        samples = draw_samples(model, cond, to_log, draw)
+        best = draw if draw.samples == 1 else replace(draw, sampler="ddim", steps=1, samples=1)
         keep = min(BATCH, k - start)
-        means.append(samples.mean(0)[:keep])
+        means.append(draw_samples(model, cond, to_log, best)[0, :keep])
         stds.append(samples.std(0, correction=min(1, len(samples) - 1))[:keep])
         progress(min(start + BATCH, k), k)
     return torch.cat(means).numpy(), torch.cat(stds).numpy()
 
 
 @torch.inference_mode()
-def sample_pairs(
-    model: Model,
-    first: NDArray[np.float32],
-    second: NDArray[np.float32],
-    photons: float,
-    draw: Draw,
-) -> torch.Tensor:
-    """Samples `(s, b, h, w)` of the log background of `first` `(b, h, w)`, on the CPU."""
-    device = next(model.denoiser.parameters()).device
-    a, b = (torch.from_numpy(np.ascontiguousarray(f)) for f in (first, second))
-    cond, base, _ = pair_condition(a, b, torch.full((len(first),), photons))
-    cond = cond.to(device)
+def draw_samples(model: Model, cond: torch.Tensor, to_log: ToLog, draw: Draw) -> torch.Tensor:
+    """Samples `(s, b, h, w)` of the log background given `cond` `(b, c, h, w)`, on the CPU."""
+    cond = cond.to(next(model.denoiser.parameters()).device)
     sigmas = subsequence(model.spec.sigmas(), draw.steps)
     sampler = SAMPLERS[draw.sampler]
     if draw.sampler == "ddim" and draw.samples > 1:
@@ -91,7 +111,7 @@ def sample_pairs(
     drawn = []
     for sample in range(draw.samples):
         noise = Noise(draw.seed, sample)
-        x = noise.start((len(first), 1, *first.shape[1:]), float(sigmas[0]), like=cond)
+        x = noise.start((len(cond), 1, *cond.shape[2:]), float(sigmas[0]), like=cond)
         x0 = sampler(model.denoiser, x, sigmas, cond, noise=noise)
-        drawn.append(log_counts(x0[:, 0].float().cpu(), base))
+        drawn.append(to_log(x0[:, 0].float().cpu()))
     return torch.stack(drawn)

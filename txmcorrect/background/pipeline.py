@@ -16,9 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import bin_mean, spread_out
+from txmcorrect.background.conditions import bin_mean, spread_out, working_bin
 from txmcorrect.background.detail import choose_frames, detail_of
-from txmcorrect.background.estimate import Draw, generate, partner
+from txmcorrect.background.estimate import (
+    Conditions,
+    Draw,
+    generate,
+    pair_conditions,
+    stack_conditions,
+)
 from txmcorrect.background.keyframes import (
     changes,
     find_jumps,
@@ -48,6 +54,7 @@ from txmcorrect.background.scale import (
     steady_levels,
 )
 from txmcorrect.background.survey import Survey, mean_frame, read_counts, survey_scan
+from txmcorrect.background.windows import known_scan
 from txmcorrect.config import CorrectSettings
 from txmcorrect.formats import open_references, open_scan
 from txmcorrect.formats.corrected import key_weights
@@ -157,8 +164,9 @@ def estimate_background(
 
     Parameters
     ----------
-    scan : raw. model : of the pair condition. draw : how samples are drawn.
-    references : matching ones; they give the fixed pattern and the absolute scale.
+    scan : raw. model : of the pair or stack condition. draw : how samples are drawn.
+    references : matching ones; they give the fixed pattern and the absolute scale, and a stack
+    model sees them.
     dark : `(h, w)` where the scan has none. interval : distance of the frames of a pair.
     every : key frames this far apart; None: as the drift asks. settle_keys : see
     `keyframes.settle`. memory : bytes.
@@ -171,24 +179,28 @@ def estimate_background(
     survey = survey_scan(
         scan, dark, model.spec.size, memory, lambda done, all_: report("looking", done, all_)
     )
-    detail, notes = _detail(scan, survey, references, memory)
+    detail, references, notes = _detail(scan, survey, references, memory)
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
-    keys, fields, std = _key_fields(survey, model, draw, interval, every, report)
+    exposure = _log_exposure(scan)
+    conditions = _conditions(model, survey, references, exposure, interval)
+    keys, fields, std = _key_fields(survey, model, conditions, draw, every, report)
     small_lit = _lit(fields)
     change = changes(fields, small_lit)
     jumps = find_jumps(keys, change)
     fields = settle(fields, small_lit, keys, jumps, settle_keys)
-    exposure = _log_exposure(scan)
-    fields = steady_levels(fields, small_lit, None if exposure is None else exposure[keys])
     scale = "relative"
     absolute = [r for r in references if r.absolute]
+    levelled = model.spec.condition == "stack" and absolute  # it saw the references' own level
+    if not levelled:
+        fields = steady_levels(fields, small_lit, None if exposure is None else exposure[keys])
     if scale_roi is not None:
         scale = "scale-roi"
     elif absolute:
-        fields = anchor(
-            fields, small_lit, absolute[0].log_exposure[keys], absolute[0], survey.factor
-        )
+        if not levelled:
+            fields = anchor(
+                fields, small_lit, absolute[0].log_exposure[keys], absolute[0], survey.factor
+            )
         scale = f"reference ({absolute[0].origin}, exposure and current recorded)"
     amplitude = amplitudes(survey, fields, keys, jumps, small_lit, exposure)
     flag, leak = _flags(survey, keys, fields, std, small_lit, jumps)
@@ -214,41 +226,67 @@ def estimate_background(
 
 def _detail(
     scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """The fixed pattern: from a reference if it shows the scan's own, else from all frames."""
+) -> tuple[NDArray[np.float32], tuple[Reference, ...], tuple[str, ...]]:
+    """The fixed pattern: from references that show the scan's own, else from all frames.
+
+    Returns
+    -------
+    detail : `(h, w)`. references : those that show the scan's pattern. notes : what was left out.
+    """
     _, h, w = scan.shape
     index = choose_frames(survey.usable, h, w, memory)
     own = detail_of(scan.projections, index, survey.dark, survey.factor, sample_free=False)
+    total, count = np.zeros_like(own), 0
     notes: list[str] = []
+    fit: list[Reference] = []
     for reference in references:
         theirs = _reference_detail(reference, survey.factor)
         # Least squares of the scan's pattern on the reference's; 1 where it is the same detector.
         likeness = float((own * theirs).mean() / max(float((own**2).mean()), 1e-12))
         if survey.factor == 1 or likeness > 0.5 or float(own.std()) < 1e-4:
-            return theirs, tuple(notes)
-        notes.append(f"{reference.origin} shows another fixed pattern and was not used for it")
-    return own, tuple(notes)
+            frames = 1 if reference.flats is None else len(reference.flats)
+            total, count = total + np.float32(frames) * theirs, count + frames
+            fit.append(reference)
+        else:
+            notes.append(f"{reference.origin} shows another fixed pattern and was not used")
+    return (total / np.float32(count) if count else own), tuple(fit), tuple(notes)
 
 
 def _reference_detail(reference: Reference, factor: int) -> NDArray[np.float32]:
     counts = torch.from_numpy(np.maximum(reference.counts, LEAST))[None]
     shape = (counts.shape[1], counts.shape[2])
-    coarse = spread_out(bin_mean(counts, factor), factor, shape)
-    return (counts / coarse).clamp(0.25, 4).log()[0].numpy()
+    # Logarithms are interpolated, here as where detail is put back: exact for this reference.
+    coarse = spread_out(bin_mean(counts, factor).log(), factor, shape)
+    return (counts.log() - coarse).clamp(-1.4, 1.4)[0].numpy()
+
+
+def _conditions(
+    model: Model,
+    survey: Survey,
+    references: tuple[Reference, ...],
+    exposure: NDArray[np.float64] | None,
+    interval: int,
+) -> Conditions:
+    """What the model sees of a frame."""
+    photons = survey.photons * survey.factor**2
+    if model.spec.condition == "stack":
+        return stack_conditions(known_scan(survey, references, exposure))
+    return pair_conditions(survey.small, survey.usable, interval, photons)
 
 
 def _key_fields(
-    survey: Survey, model: Model, draw: Draw, interval: int, every: int | None, report: Report
+    survey: Survey,
+    model: Model,
+    conditions: Conditions,
+    draw: Draw,
+    every: int | None,
+    report: Report,
 ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
     """Generate key frames; where the plan is ours, add more where the beam changed quickly."""
     usable = survey.usable
-    photons = survey.photons * survey.factor**2
 
     def make(keys: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        pairs = np.array([[i, partner(int(i), interval, usable)] for i in keys], np.intp)
-        return generate(
-            model, survey.small, pairs, photons, draw, lambda d, t: report("generating", d, t)
-        )
+        return generate(model, conditions, keys, draw, lambda d, t: report("generating", d, t))
 
     keys = first_plan(usable, every)
     fields, std = make(keys)
@@ -349,7 +387,7 @@ def open_for(settings: CorrectSettings, path: Path) -> Scan:
 
 
 def references_for(
-    settings: CorrectSettings, scan: Scan, dark: NDArray[np.float32]
+    settings: CorrectSettings, scan: Scan, dark: NDArray[np.float32], factor: int
 ) -> tuple[Reference, ...]:
     """Matching references: those of `--refs` first, then those inside the scan."""
     groups = list(scan.flats)
@@ -370,7 +408,7 @@ def references_for(
     for match in matches:
         for warning in match.warnings:
             log.info("%s: %s", match.references.origin, warning)
-    return tuple(mean_reference(match, dark) for match in matches)
+    return tuple(mean_reference(match, dark, factor) for match in matches)
 
 
 def correct_scan(
@@ -435,11 +473,12 @@ def _background(settings: CorrectSettings, scan: Scan, model: Model, report: Rep
     elif scan.darks is not None and scan.darks.shape[0]:
         dark = mean_frame(scan.darks)
     zero = np.zeros(scan.shape[1:], np.float32)
+    factor = working_bin((scan.shape[1], scan.shape[2]), model.spec.size)
     return estimate_background(
         scan,
         model,
         Draw(settings.sampler, settings.steps, settings.samples, settings.seed),
-        references=references_for(settings, scan, zero if dark is None else dark),
+        references=references_for(settings, scan, zero if dark is None else dark, factor),
         dark=dark,
         interval=settings.interval,
         every=None if settings.every == "auto" else int(settings.every),

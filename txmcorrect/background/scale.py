@@ -22,24 +22,41 @@ class Reference:
     """A matching reference, ready to compare with: mean counts above its dark at the scan's exposure.
 
     `counts` `(h, w)`; `log_exposure` `(n,)`: exposure and current of each frame over the scan's
-    median; `absolute`: both sides' exposure and current are recorded.
+    median; `absolute`: both sides' exposure and current are recorded. `flats` `(k, h', w')`: the
+    single frames on the working grid, scaled alike; `before` `(k,)`: frames taken before each.
+    None where only the mean is known, or the order is not.
     """
 
     counts: NDArray[np.float32]
     log_exposure: NDArray[np.float64]
     absolute: bool
     origin: str
+    flats: NDArray[np.float32] | None = None
+    before: NDArray[np.intp] | None = None
 
 
-def mean_reference(match: MatchedReferences, dark: NDArray[np.float32]) -> Reference:
-    """Mean of the matched flats, each scaled to the scan's exposure and current."""
+def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: int) -> Reference:
+    """Mean of the matched flats, each scaled to the scan's exposure and current.
+
+    `factor` is the bin of the working grid, on which the single flats are kept.
+    """
     group = match.references
     own = dark if group.darks is None else mean_frame(group.darks)
     total = np.zeros(group.frames.shape[1:], np.float64)
+    small = []
     for i in range(group.frames.shape[0]):
-        total += (group.frames.read(i, i + 1)[0].astype(np.float64) - own) * match.scale[i]
+        flat = (group.frames.read(i, i + 1)[0].astype(np.float64) - own) * match.scale[i]
+        total += flat
+        small.append(bin_mean(torch.from_numpy(flat[None]).float(), factor)[0].numpy())
     counts = (total / group.frames.shape[0]).astype(np.float32)
-    return Reference(counts, np.log(match.frame_scale), match.absolute, group.origin)
+    return Reference(
+        counts,
+        np.log(match.frame_scale),
+        match.absolute,
+        group.origin,
+        np.array(small, np.float32),
+        group.before,
+    )
 
 
 def level_of(fields: Fields, lit: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -28,8 +28,8 @@ QUANTILE = 0.6  # over the window: samples absorb more often than they brighten
 LEAST_SCALE, MOST_SCALE = 0.004, 0.3  # natural log
 LEVEL_SHARE = 0.1  # of an unknown level in the generated residual: it is mostly guesswork
 COARSE = 4  # bin of robust fits
-ENOUGH = 1024  # pixels of a median
-ROUNDS = 8  # of reweighting
+ENOUGH = 1200  # pixels of a median; a window of 9 coarse frames (9 x 16 x 16) is taken whole
+ROUNDS = 20  # of reweighting
 RIDGE = (
     3e-6  # weights of modes are about 1, structure left unexplained about 1 % over tens of cells
 )
@@ -42,6 +42,7 @@ class Stack:
     Attributes
     ----------
     frames : `(b, m, h, w)` counts above dark, the target first; present : `(b, m)` 1 or 0.
+    offset : `(b, m)` how long after the target each was taken, the farthest at 1 or -1.
     exposure : `(b, m)` log of exposure x current relative to the target's; exposed : `(b,)` 1 where
     it was recorded.
     photons : `(b,)` detected photons per count and working pixel.
@@ -53,6 +54,7 @@ class Stack:
 
     frames: Tensor
     present: Tensor
+    offset: Tensor
     exposure: Tensor
     exposed: Tensor
     photons: Tensor
@@ -108,12 +110,16 @@ def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
     reference = (1 - place) * before + place * after
     referenced = torch.maximum(stack.has_before, stack.has_after)
     known = torch.maximum(referenced, stack.has_bank)
-    base = torch.where(stack.has_bank[:, None, None] > 0, mean, base)
+    banked = stack.has_bank[:, None, None] > 0
     base = torch.where(referenced[:, None, None] > 0, reference, base)
-    fits = [
-        base + fit_modes(x - base, stack.bank[:, 1:], lit) * stack.has_bank[:, None, None]
-        for x in (target, middle)
-    ]
+    start = torch.where(banked, mean, base)
+    modes = _modes(stack, reference - mean, referenced)
+    settled = stack.absolute * known
+    one = slice(0, 1)
+    single = (log_frames[:, one], stack.present[:, one], stack.offset[:, one])
+    window = (log_frames, stack.present, stack.offset)
+    fits = [start + fit_drift(*w, start, modes, lit, settled) for w in (single, window)]
+    base = torch.where(banked, fits[1], base)
     scale = _scale(known, both[:, 0, 0], base, middle, low, high, after - before, lit)
 
     def apart(image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -131,8 +137,8 @@ def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
         apart(before, stack.has_before),
         apart(after, stack.has_after),
         apart(mean, stack.has_bank),
-        apart(fits[0], stack.has_bank),
-        apart(fits[1], stack.has_bank),
+        apart(fits[0]),
+        apart(fits[1]),
         (base - _mean(base, lit)).clamp(LOG_FLOOR, LOG_CEILING) / LOG_SCALE,
         torch.asinh(noise / scale[:, None, None]),
         lit,
@@ -177,33 +183,77 @@ def bank_modes(bank: Tensor, gain: Tensor | None = None) -> Tensor:
     return torch.cat([mean[None], padded.to(bank).reshape(MODES, *bank.shape[1:])])
 
 
-def fit_modes(image: Tensor, modes: Tensor, lit: Tensor) -> Tensor:
-    """Robust fit of `image` `(b, h, w)` by `modes` `(b, k, h, w)` and a constant, weights of Cauchy.
+def fit_drift(
+    logs: Tensor,
+    present: Tensor,
+    offset: Tensor,
+    start: Tensor,
+    modes: Tensor,
+    lit: Tensor,
+    settled: Tensor,
+) -> Tensor:
+    """How far the target's background is from `start`, `(b, h, w)`, by a robust fit to the window.
 
-    The sample counts as an outlier. Weights are about 1 over the bank itself; the ridge keeps modes
-    that are mere noise from being used.
+    All frames `logs` `(b, m, h, w)` are `start` plus `modes` `(b, k, h, w)` whose weights change
+    linearly in time, plus a level, which is left out of the answer where it is `settled` `(b,)`
+    (most of it is the sample then). Weights of Cauchy's loss make the sample an outlier: it differs
+    between frames while the background does not.
     """
     small = [
-        F.avg_pool2d(x, COARSE, ceil_mode=True, count_include_pad=False)
-        for x in (image[:, None], modes, lit[:, None])
+        F.avg_pool2d(x, COARSE, ceil_mode=True, count_include_pad=False).flatten(2)
+        for x in (logs - start[:, None], modes, lit[:, None])
     ]
-    y, basis, seen = (x.flatten(2) for x in small)
-    basis = torch.cat([basis, torch.ones_like(y)], 1)  # b k p
-    ridge = torch.full(basis.shape[1:2], RIDGE).to(y)
+    y, basis, seen = small
+    b, m, p = y.shape
+    k = basis.shape[1]
+    moving = offset[:, None, :, None] * basis[:, :, None]
+    design = torch.cat(
+        [
+            basis[:, :, None].expand(b, k, m, p),
+            moving,
+            torch.ones(b, 1, m, p).to(y),
+        ],
+        1,
+    ).flatten(2)
+    ridge = torch.full((2 * k + 1,), RIDGE).to(y)
     ridge[-1] = 1e-9
-    y, seen = y[:, 0], (seen[:, 0] > 0.5).to(y)
+    y = y.flatten(1)
+    seen = ((seen > 0.5) * (present[:, :, None] > 0)).to(y).flatten(1)
     weight = seen
     for _ in range(ROUNDS):
-        weighted = basis * weight[:, None]
-        normal = weighted @ basis.transpose(1, 2)
+        weighted = design * weight[:, None]
         count = weight.sum(1).clamp_min(1)[:, None, None]
-        wanted = weighted @ y[:, :, None]
-        solution = torch.linalg.solve(normal / count + torch.diag(ridge), wanted / count)
-        left = y - (solution.transpose(1, 2) @ basis)[:, 0]
+        normal = weighted @ design.transpose(1, 2) / count + torch.diag(ridge)
+        solution = torch.linalg.solve(normal, weighted @ y[:, :, None] / count)
+        left = y - (solution.transpose(1, 2) @ design)[:, 0]
         width = 1.5 * _median(left.abs(), seen)[:, None] + 1e-3
         weight = seen / (1 + (left / width) ** 2)
-    everywhere = torch.cat([modes, torch.ones_like(image)[:, None]], 1)
-    return (solution[:, :, :, None] * everywhere).sum(1)
+    now = (solution[:, :k, :, None] * modes).sum(1)
+    return now + solution[:, -1:] * (1 - settled)[:, None, None]
+
+
+def _modes(stack: Stack, direction: Tensor, referenced: Tensor) -> Tensor:
+    """Ways in which the background may change: those of the bank, or else broad cosines.
+
+    With a bank and a reference, `direction` `(b, h, w)` from the one to the other is a mode too.
+    """
+    extra = direction * referenced[:, None, None]
+    banked = torch.cat([stack.bank[:, 1:], extra[:, None]], 1)
+    broad = _cosines(direction, banked.shape[1])
+    return torch.where(stack.has_bank[:, None, None, None] > 0, banked, broad)
+
+
+def _cosines(like: Tensor, count: int) -> Tensor:
+    """The `count` broadest cosines over the frame, a few per cent high: `(b, count, h, w)`."""
+    b, h, w = like.shape
+    y, x = ((torch.arange(n) + 0.5) * (torch.pi / n) for n in (h, w))
+    orders = [(i, j) for i in range(4) for j in range(4) if i + j > 0]
+    orders.sort(key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
+    waves = [
+        0.03 / (i * i + j * j) ** 0.5 * torch.outer(torch.cos(i * y), torch.cos(j * x))
+        for i, j in orders[:count]
+    ]
+    return torch.stack(waves).to(like).expand(b, -1, -1, -1)
 
 
 def _log_frames(stack: Stack) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,10 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from txmcorrect.background.stack import MODES, WINDOW, Stack
+from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.scale import LEAST, Reference
+from txmcorrect.background.stack import COARSE, MODES, WINDOW, Stack, bank_modes
+from txmcorrect.background.survey import Survey
 
 Image = NDArray[np.float32]
 LONG_SCAN = 64  # frames; windows of longer scans skip frames, to see as much of the sample move
+
+
+ONE_MOMENT = 0.003  # flats whose shapes differ by less (rms log) were taken at one moment
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,73 @@ class Known:
     absolute: bool = False
 
 
+def known_scan(
+    survey: Survey, references: tuple[Reference, ...], exposure: NDArray[np.float64] | None
+) -> Known:
+    """Find what the references of a scan are: before, after, or a bank of many moments.
+
+    The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
+    exposure x current, None where it was not recorded.
+    """
+    n = len(survey.small)
+    before = after = bank = place = None
+    owner, bank_owner = None, None
+    for reference in reversed(references):
+        flats = _single_flats(reference, survey.factor)
+        early = np.ones(len(flats), bool) if reference.before is None else reference.before <= n / 2
+        if early.any() and not early.all() and owner is None:
+            before, after, owner = flats[early].mean(0), flats[~early].mean(0), reference
+            assert reference.before is not None
+            start, end = (float(reference.before[chosen].mean()) for chosen in (early, ~early))
+            place = np.clip((np.arange(n) + 0.5 - start) / (end - start), 0, 1)
+        elif _is_bank(flats):
+            bank, bank_owner = bank_modes(torch.from_numpy(flats)), reference
+        elif owner is None:
+            before, owner = flats.mean(0), reference
+    first = owner or bank_owner
+    absolute = first is not None and first.absolute and exposure is not None
+    if bank is not None and not (absolute and bank_owner is not None and bank_owner.absolute):
+        bank = _level_with(bank, before)
+    return Known(
+        frames=survey.small,
+        usable=survey.usable,
+        log_exposure=first.log_exposure if absolute and first is not None else exposure,
+        photons=survey.photons * survey.factor**2,
+        before=before,
+        after=after,
+        place=place,
+        bank=bank,
+        absolute=absolute,
+    )
+
+
+def _single_flats(reference: Reference, factor: int) -> Image:
+    """Flats of a reference one by one on the working grid, `(k, h, w)`."""
+    if reference.flats is not None:
+        return np.maximum(reference.flats, LEAST)
+    small = bin_mean(torch.from_numpy(reference.counts)[None], factor).numpy()
+    return np.maximum(small, LEAST)
+
+
+def _is_bank(flats: Image) -> bool:
+    """Whether flats differ by more than noise: they saw the beam at different times."""
+    if len(flats) < 3:
+        return False
+    coarse = bin_mean(torch.from_numpy(flats), COARSE).numpy()
+    lit = coarse.mean(0) > 0.1 * np.quantile(coarse.mean(0), 0.95)
+    logs = np.log(coarse[:, lit])
+    logs = logs - logs.mean(1, keepdims=True)
+    return bool((logs - logs.mean(0)).std() > ONE_MOMENT)
+
+
+def _level_with(bank: Tensor, reference: Image | None) -> Tensor:
+    """A bank whose mean has the median level of `reference`."""
+    if reference is None:
+        return bank
+    offset = (torch.from_numpy(reference).log() - bank[0]).median()
+    return torch.cat([bank[:1] + offset, bank[1:]])
+
+
 def window_of(target: int, usable: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The target first, then up to WINDOW - 1 usable frames around it, by their own order."""
     index = np.flatnonzero(usable)
@@ -58,11 +131,14 @@ def make_stack(known: Known, targets: NDArray[np.intp]) -> Stack:
     frames = np.ones((b, WINDOW, h, w), np.float32)
     present = np.zeros((b, WINDOW), np.float32)
     exposure = np.zeros((b, WINDOW), np.float32)
+    offset = np.zeros((b, WINDOW), np.float32)
     gain = np.zeros(b, np.float32)
     for k, target in enumerate(targets):
         chosen = window_of(int(target), known.usable)
         frames[k, : len(chosen)] = known.frames[chosen]
         present[k, : len(chosen)] = 1
+        away = chosen - target
+        offset[k, : len(chosen)] = away / max(np.abs(away).max(), 1)
         if known.log_exposure is not None:
             exposure[k, : len(chosen)] = known.log_exposure[chosen] - known.log_exposure[target]
             gain[k] = known.log_exposure[target] if known.absolute else 0
@@ -84,6 +160,7 @@ def make_stack(known: Known, targets: NDArray[np.intp]) -> Stack:
     return Stack(
         frames=torch.from_numpy(frames),
         present=torch.from_numpy(present),
+        offset=torch.from_numpy(offset),
         exposure=torch.from_numpy(exposure),
         exposed=flag(known.log_exposure is not None),
         photons=torch.full((b,), known.photons),

@@ -1,0 +1,193 @@
+"""The stack condition: sets of frames and references, masks, bases, and the pipeline on top."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from txmcorrect.background.conditions import CHANNELS
+from txmcorrect.background.estimate import Draw, generate, stack_conditions
+from txmcorrect.background.methods import references_of, stack_method
+from txmcorrect.background.stack import Basis, bank_modes, fit_drift, stack_condition
+from txmcorrect.background.survey import survey_scan
+from txmcorrect.background.windows import WINDOW, joined, known_scan, make_stack, window_of
+from txmcorrect.judge.scenes import Setting, simulated_scene, with_wrong_bank
+from txmcorrect.scan import ArrayFrames, Scan
+from txmcorrect.simulate.stacks import draw_scans
+from txmcorrect.training.batches import known_of, make_stack_batch
+from txmcorrect.weights import Model, ModelSpec
+
+SPEC = ModelSpec(
+    network={"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "patch": 4},
+    condition="stack",
+    cond_channels=CHANNELS["stack"],
+    size=32,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """An untrained network, whose last layer is zero."""
+    torch.manual_seed(0)
+    return Model(SPEC.build().eval().requires_grad_(False), SPEC, "0" * 64, "test")
+
+
+@pytest.fixture(scope="module")
+def scans():
+    """Scans of all sorts, three batches."""
+    return [scan for index in range(3) for scan in draw_scans(5, index, 8, 32)]
+
+
+def scene(references, drift="medium", kind="mosaic-sparse"):
+    return simulated_scene(Setting(kind, drift, 5000.0, references, (64, 64)), 0)
+
+
+def shape_error(method, problem_scene):
+    """Rms log error over lit pixels with its mean removed."""
+    estimate = method(problem_scene.problem)
+    error = estimate.log_background - problem_scene.truth.log_background
+    return float(error[:, problem_scene.problem.lit].std(1).mean())
+
+
+def test_draws_are_functions_of_seed_and_index():
+    first, again, other = (draw_scans(5, index, 8, 32) for index in (0, 0, 1))
+    assert sum(len(scan.targets) for scan in first) == 8
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(first, again, strict=True))
+    assert first[0].frames.shape != other[0].frames.shape or not np.array_equal(
+        first[0].frames, other[0].frames
+    )
+
+
+def test_batches_are_finite_and_of_unit_size():
+    batches = [make_stack_batch(draw_scans(5, index, 16, 32)) for index in range(4)]
+    assert all(b.cond.shape[1] == CHANNELS["stack"] for b in batches)
+    assert all(torch.isfinite(t).all() for b in batches for t in b.tensors)
+    sizes = torch.cat([(b.x0**2).mean((1, 2, 3)).sqrt() for b in batches])
+    assert 0.2 < sizes.median() < 2
+
+
+def test_the_order_of_frames_does_not_matter(scans):
+    for scan in scans:
+        stack = make_stack(known_of(scan), scan.targets)
+        order = torch.tensor([0, *(1 + torch.randperm(WINDOW - 1)).tolist()])
+        names = ("frames", "present", "offset", "exposure")
+        turned = replace(stack, **{name: getattr(stack, name)[:, order] for name in names})
+        (cond, basis), (same, other) = stack_condition(stack), stack_condition(turned)
+        # Sums in another order: rounding, which the fit's normal equations magnify.
+        assert torch.allclose(cond, same, atol=0.05)
+        assert torch.allclose(basis.base, other.base, atol=5e-4)
+
+
+def test_what_is_masked_does_not_matter(scans):
+    for scan in scans:
+        stack = make_stack(known_of(scan), scan.targets)
+        absent = stack.present[:, :, None, None] == 0
+        garbage = {"frames": stack.frames.masked_fill(absent, 777.0)}
+        for name in ("before", "after", "bank"):
+            mask = getattr(stack, f"has_{name}") == 0
+            value = getattr(stack, name)
+            garbage[name] = torch.where(mask.reshape(-1, *[1] * (value.ndim - 1)), 5.0, value)
+        cond, basis = stack_condition(stack)
+        same, other = stack_condition(replace(stack, **garbage))
+        assert torch.allclose(cond, same, atol=1e-4)
+        assert torch.allclose(basis.scale, other.scale)
+
+
+def test_residual_and_log_counts_are_inverse():
+    torch.manual_seed(0)
+    lit = (torch.rand(3, 8, 9) > 0.3).float()
+    share = torch.tensor([1.0, 0.1, 0.1])
+    basis = Basis(torch.randn(3, 8, 9), torch.tensor([0.01, 0.1, 0.3]), share, lit)
+    truth = torch.randn(3, 8, 9)
+    assert torch.allclose(basis.log_counts(basis.residual(truth)), truth, atol=1e-5)
+
+
+def test_a_window_holds_the_nearest_usable_frames():
+    usable = np.ones(30, bool)
+    usable[[9, 12]] = False
+    window = window_of(10, usable)
+    assert window[0] == 10 and len(window) == WINDOW and usable[window].all()
+    assert set(window) == {5, 6, 7, 8, 10, 11, 13, 14, 15}
+    long = window_of(300, np.ones(640, bool))
+    assert long[0] == 300 and set(np.diff(np.sort(long))) == {10}
+
+
+def test_the_fit_finds_drift_under_samples():
+    """Known modes, linear in time, one frame in three covered somewhere: within 0.2 %."""
+    generator = torch.Generator().manual_seed(1)
+    modes = bank_modes(torch.exp(torch.randn(12, 32, 32, generator=generator) * 0.02))[1:]
+    modes = torch.nn.functional.avg_pool2d(modes[None], 9, 1, 4)
+    modes = 0.03 * modes / modes.std((-2, -1), keepdim=True)
+    offset = torch.linspace(-1, 1, 9)[[4, 0, 1, 2, 3, 5, 6, 7, 8]][None]
+    now, rate = (torch.randn(1, 6, 1, 1, generator=generator) for _ in range(2))
+    logs = torch.stack([((now + o * rate) * modes).sum(1) for o in offset[0]], 1)
+    truth = logs[:, 0].clone()
+    for j in range(9):
+        logs[:, j, 3 * j : 3 * j + 9] -= 0.4
+    flat, lit = torch.zeros(1, 32, 32), torch.ones(1, 32, 32)
+    found = fit_drift(logs, torch.ones(1, 9), offset, flat, modes, lit, torch.zeros(1))
+    assert truth.std() > 0.02
+    assert (found - truth).abs().max() < 0.002
+
+
+def survey_of(problem, size=32):
+    scan = Scan(Path("x"), "arrays", ArrayFrames(problem.frames), current_ma=problem.current_ma)
+    return survey_scan(scan, problem.dark, size, 2**30, lambda done, total: None)
+
+
+def known(references):
+    problem = scene(references).problem
+    exposure = np.log(problem.current_ma / np.median(problem.current_ma))
+    return known_scan(survey_of(problem), references_of(problem, 32), exposure)
+
+
+def test_references_are_told_apart():
+    bank, both, one, none = (known(r) for r in ("bank+stale", "before-after", "stale", "none"))
+    assert bank.bank is not None and bank.before is not None and bank.after is None
+    assert both.before is not None and both.after is not None and both.bank is None
+    assert both.place is not None and both.place[0] < 0.1 and both.place[-1] > 0.9
+    assert one.before is not None and one.bank is None and one.absolute
+    assert none.before is None and none.bank is None and not none.absolute
+
+
+@pytest.mark.parametrize("references", ["bank+stale", "before-after", "none"])
+def test_untrained_the_answer_is_the_base_for_any_key_plan(model, references):
+    facts = known(references)
+    conditions = stack_conditions(facts)
+    all_frames = np.arange(len(facts.frames))
+
+    def fields(keys):
+        return generate(model, conditions, keys, Draw("ddim", 1, 1), lambda done, total: None)[0]
+
+    whole, part = fields(all_frames), fields(all_frames[[3, 11]])
+    assert np.abs(whole[[3, 11]] - part).max() < 1e-5
+    basis = stack_condition(make_stack(facts, all_frames))[1]
+    away = torch.from_numpy(whole) - basis.base
+    # One evaluation at the largest level leaves under a hundredth of the noise, a few sigma high.
+    assert (away.abs() < 0.15 * basis.scale[:, None, None]).all()
+
+
+def test_fewer_references_do_worse_but_never_fail(model):
+    method = stack_method(model, Draw("ddim", 1, 1))
+    errors = [shape_error(method, scene(r)) for r in ("fresh", "before-after", "stale")]
+    assert errors[0] < errors[1] < errors[2]
+    with_bank = shape_error(method, scene("bank+stale"))
+    assert with_bank < 0.5 * errors[2]
+    without = stack_method(model, Draw("ddim", 1, 1))(scene("none").problem)
+    assert np.isfinite(without.log_background).all() and without.scale == "relative"
+
+
+def test_a_wrong_bank_is_flagged_and_not_used(model):
+    method = stack_method(model, Draw("ddim", 1, 1))
+    right = scene("bank+stale")
+    wrong = with_wrong_bank(right)
+    alone = replace(right, problem=right.problem.without("bank"))
+    assert shape_error(method, wrong) < 1.05 * shape_error(method, alone)
+
+
+def test_several_stacks_join():
+    scans = draw_scans(5, 0, 8, 32)
+    parts = [make_stack(known_of(scan), scan.targets) for scan in scans]
+    assert len(joined(parts).frames) == 8
