@@ -57,6 +57,11 @@ def run(settings: TrainSettings) -> Result:
 def _check(settings: TrainSettings) -> None:
     if settings.dataset.condition not in CHANNELS:
         raise TxmError(f"dataset.condition: expected one of {', '.join(CHANNELS)}")
+    if settings.dataset.condition == "stack" and settings.data is not None:
+        raise TxmError(
+            f"--data {settings.data}: expected a training of the pair condition, got stack, "
+            "which learns from the simulator alone; leave --data away"
+        )
     if settings.diffusion.schedule not in SCHEDULES:
         raise TxmError(f"diffusion.schedule: expected one of {', '.join(SCHEDULES)}")
     trackers = ["jsonl", *map(str, get_available_trackers())]
