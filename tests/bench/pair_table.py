@@ -56,11 +56,11 @@ def leak(log_background, problem, truth):
     return float((error * sample).sum() / max((sample**2).sum(), 1e-12))
 
 
-def run_scan(number, model, draw, settle=5):
+def run_scan(number, model, draw, settle=5, first_seed=FIRST_SEED):
     """All methods on scan `number`."""
     kind = KINDS[number % len(KINDS)]
     scan = simulate_scan(
-        kind, "medium", 5000, seed=FIRST_SEED + number, references="stale", frames=16, bank=0
+        kind, "medium", 5000, seed=first_seed + number, references="stale", frames=16, bank=0
     )
     problem, truth = problem_of(scan), truth_of(scan)
     bare = problem.without("stale")
@@ -75,7 +75,7 @@ def run_scan(number, model, draw, settle=5):
     scores = {name: score(log, problem, truth) for name, log in logs.items()}
     return {
         "kind": kind,
-        "seed": FIRST_SEED + number,
+        "seed": first_seed + number,
         "verdict": background.verdict().word,
         "leak": leak(logs["model"], problem, truth),
         "scores": scores,
@@ -108,7 +108,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--scans", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--settle", type=int, default=5)
     parser.add_argument("--write", type=Path)
@@ -118,7 +119,7 @@ def main():
     draw = Draw(steps=options.steps, samples=options.samples)
     rows = []
     for number in range(options.scans):
-        rows.append(run_scan(number, model, draw, options.settle))
+        rows.append(run_scan(number, model, draw, options.settle, options.first_seed))
         print(json.dumps(rows[-1]), flush=True)
     text = table(rows)
     text += "\n\nAhead of no correction and of both means of the pair: "
