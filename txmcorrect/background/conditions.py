@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOG_SCALE = 0.3
+RIM, CLEAR = 0.1, 0.4  # of the level: where the network begins to count, and counts in full
 RESIDUAL_SCALE = 0.25  # natural log; brings residuals to about unit variance
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
 CHANNELS = {"pair": 8, "stack": 22, "none": 0}
@@ -91,9 +92,17 @@ def residual(background: Tensor, base: Tensor, level: Tensor) -> Tensor:
     return (to_log(background, level) * LOG_SCALE + level[:, None, None] - base) / RESIDUAL_SCALE
 
 
-def log_counts(generated: Tensor, base: Tensor) -> Tensor:
-    """Generated residual `(b, h, w)` -> natural logarithm of the background in counts."""
-    return base + RESIDUAL_SCALE * generated
+def log_counts(generated: Tensor, base: Tensor, level: Tensor) -> Tensor:
+    """Generated residual `(b, h, w)` -> natural logarithm of the background in counts.
+
+    In the dim rim of the aperture, between `RIM` and `CLEAR` of the level, training gives little
+    weight and the network says little of use: there the base stands, shifted as the rest is.
+    """
+    light = base - level[:, None, None]
+    trust = ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
+    shift = torch.where(trust > 0.5, generated, torch.nan).flatten(1).nanmedian(1).values
+    shift = shift.nan_to_num()[:, None, None]
+    return base + RESIDUAL_SCALE * (shift + trust * (generated - shift))
 
 
 def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,8 +54,8 @@ def pair_conditions(
     def conditions(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
         partners = [partner(int(i), interval, usable) for i in targets]
         first, second = torch.from_numpy(small[targets]), torch.from_numpy(small[partners])
-        cond, base, _ = pair_condition(first, second, torch.full((len(targets),), photons))
-        return cond, lambda generated: log_counts(generated, base)
+        cond, base, level = pair_condition(first, second, torch.full((len(targets),), photons))
+        return cond, lambda generated: log_counts(generated, base, level)
 
     return conditions
 
