@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from txmcorrect.background.estimate import partner
 from txmcorrect.background.keyframes import find_jumps, first_plan, refinement
 from txmcorrect.background.pipeline import correct_scan
-from txmcorrect.background.quality import Flag, judge_run
+from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.simulate import simulate_scan
+from txmcorrect.simulate.fields import smooth_field
 from txmcorrect.synthesize import write_bank, write_scan
 from txmcorrect.weights import ModelSpec, save_model
 
@@ -359,3 +360,13 @@ def test_options_are_stored_beside_the_result(result):
     with read_result(result) as found:
         assert found.options["steps"] == 2
         assert json.dumps(found.options)
+
+
+def test_leak_is_told_from_drift():
+    """A background that follows the sample is flagged, one that drifts by itself is not."""
+    rng = np.random.default_rng(0)
+    sample, drift = (0.1 * smooth_field(rng, (64, 64), 3) for _ in range(2))
+    lit, usual = np.ones((64, 64), bool), np.zeros((64, 64), np.float32)
+    assert leak_slope(0.3 * sample, usual, sample, lit) == pytest.approx(0.3, abs=0.01)
+    assert leak_slope(drift, usual, sample, lit) == 0
+    assert leak_slope(drift, usual, 0 * sample, lit) == 0

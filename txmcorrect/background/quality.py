@@ -45,6 +45,7 @@ MEANING = {
 NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
+LEAK_CORRELATION = 0.4  # less is chance: a drift and a sample have some tens of features in the band
 UNCERTAIN_LIMIT = 0.04  # rms spread of the log background's shape
 ODD_LIMIT = 6.0  # robust standard deviations from the scan's usual change
 ODD_FLOOR = 0.03
@@ -65,15 +66,17 @@ def leak_slope(log_b: Image, usual: Image, log_t: Image, lit: NDArray[np.bool_])
     log_t : `(h, w)` corrected log transmission plus what may have leaked (the log frame - usual).
 
     The least-squares slope of the frame's own deviation on the sample, both between a 32nd and a
-    quarter of the frame's width.
+    quarter of the frame's width; 0 where they correlate no more than by chance.
     """
     long = max(log_b.shape)
     own = band(log_b - usual, long / 32, long / 4)[lit]
     sample = band(log_t, long / 32, long / 4)[lit]
-    power = float((sample**2).sum())
+    power, common = float((sample**2).sum()), float((own * sample).sum())
     if power < lit.sum() * 1e-5:  # 0.3 % rms: no sample to leak
         return 0.0
-    return float((own * sample).sum()) / power
+    if abs(common) < LEAK_CORRELATION * (power * float((own**2).sum())) ** 0.5:
+        return 0.0  # what deviates is the drift
+    return common / power
 
 
 def spread_rms(log_std: Image, lit: NDArray[np.bool_]) -> float:
