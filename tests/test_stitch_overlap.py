@@ -110,3 +110,11 @@ def test_tiles_that_do_not_overlap_have_no_seam():
     images, _ = tiles(0)
     assert measure_seam((0, 1), (images[0], images[1]), (0, 96), LIT) is None
     assert np.isnan(seam_figure([]))
+
+
+def test_tiles_that_only_touch_have_no_seam():
+    """Tiles one whole frame apart share a border and no pixel."""
+    lit = np.ones((40, 50), bool)
+    tiles = np.ones((40, 50), np.float32), np.ones((40, 50), np.float32)
+    assert measure_seam((0, 1), tiles, (3, 50), lit) is None
+    assert measure_seam((0, 1), tiles, (-41, 2), lit) is None

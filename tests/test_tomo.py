@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from txmcorrect.cli import app
 from txmcorrect.config import TomoSettings
-from txmcorrect.errors import FlatFieldError, GeometryError, OutputError, TxmError
+from txmcorrect.errors import FlatFieldError, GeometryError, ModelError, OutputError, TxmError
 from txmcorrect.formats import open_scan
 from txmcorrect.formats.volume import VolumeWriter
 from txmcorrect.recon.align import move
@@ -246,3 +246,8 @@ def test_tooth(shared_data: Path, tmp_path):
     image = found[0]
     assert abs(image[550:600, 250:350].mean()) < 2e-4  # air
     assert image[300:330, 225:232].mean() > 4e-3  # enamel: twenty times what air may be
+
+
+def test_a_method_without_priors_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ModelError, match="tpdm"):
+        tomo(tmp_path / "no-scan.h5", method="tpdm")

@@ -24,7 +24,7 @@ from txmcorrect.background.pipeline import choose_device, correct_scan, open_for
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame
 from txmcorrect.config import CorrectSettings, TomoSettings
-from txmcorrect.errors import FlatFieldError, GeometryError, OutputError, TxmError
+from txmcorrect.errors import FlatFieldError, GeometryError, ModelError, OutputError, TxmError
 from txmcorrect.formats import open_references, open_scan
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.formats.volume import DEPTH, Description, VolumeWriter, read_correction
@@ -58,6 +58,11 @@ def run(settings: TomoSettings) -> Result:
     ------
     TxmError : see `errors`.
     """
+    if settings.method == "tpdm":
+        raise ModelError(
+            "--method tpdm: expected two priors of attenuation slices, and none ships or can be named "
+            "yet; use fbp, sirt or mlem"
+        )
     if settings.format == "nxtomo":
         raise OutputError("--format nxtomo: expected h5 or tiff, for NXtomo holds no volume")
     with _progress(settings.quiet) as report:
@@ -479,7 +484,7 @@ def _units(plan: Plan, sources: list[Source]) -> str:
 def _message(out: Path, plan: Plan, centre: Centre | None, sources: list[Source]) -> str:
     size = f"{len(plan.keep)} projections ({plan.dropped} left out)"
     axis = f", axis {centre.value:.2f} +- {centre.std:.2f} px" if centre else ""
-    return f"{out}: {size}{axis}, {plan.contrast}, {sources[0].verdict}, scale={sources[0].scale}"
+    return f"{out}: {size}{axis}, {plan.contrast}, {sources[0].verdict}"
 
 
 def _summary(

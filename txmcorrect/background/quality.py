@@ -45,7 +45,8 @@ MEANING = {
 NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
-LEAK_CORRELATION = 0.4  # less is chance: a drift and a sample have some tens of features in the band
+# Less is chance: a drift and a sample have some tens of features in the band.
+LEAK_CORRELATION = 0.4
 UNCERTAIN_LIMIT = 0.04  # rms spread of the log background's shape
 ODD_LIMIT = 6.0  # robust standard deviations from the scan's usual change
 ODD_FLOOR = 0.03

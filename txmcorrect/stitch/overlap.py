@@ -102,6 +102,8 @@ def measure_seam(
     tiles : two `(h, w)` transmissions. shift : position of the second less that of the first.
     """
     shape = (lit.shape[0], lit.shape[1])
+    if abs(shift[0]) >= shape[0] or abs(shift[1]) >= shape[1]:
+        return None
     one, two = overlap_slices(shift, shape)
     both = lit[one] & lit[two]
     if both.sum() < block_px:
