@@ -300,7 +300,6 @@ class CorrectSettings(ReadSettings):
     frames: FrameSlice | None = option(None, "Frames to correct, a:b:n.")
     scale_roi: Roi | None = option(None, "Region known to be empty; fixes the absolute scale.")
     preview: int | None = option(None, "Correct only this many frames, spread over the scan.", ge=2)
-    watch: bool = option(False, "Correct frames as they arrive.")
     strict: bool = option(False, "Exit 3 unless the verdict is TRUSTED.")
     force: bool = option(
         False, "Correct again what is corrected; use references that do not match."
