@@ -203,6 +203,13 @@ def test_tiff_stack(scan, volume):
     assert likeness(tifffile.imread(result.outputs[0]), volume) > 0.95
 
 
+def test_flats_of_the_scan_are_used_where_there_are_any(scan):
+    chosen = tomo(scan, flats="auto", method="none", out=scan.with_name("auto.h5"))
+    measured = tomo(scan, method="none", out=scan.with_name("measured.h5"))
+    with h5py.File(chosen.outputs[0]) as a, h5py.File(measured.outputs[0]) as b:
+        np.testing.assert_array_equal(a["exchange/data"][()], b["exchange/data"][()])
+
+
 def test_report_shows_slices_and_axis(scan):
     page = tomo(scan).outputs[1].read_text()
     for words in ("Reconstructed slices, 1/um", "Sinograms", "Rotation axis", "61 of 61"):

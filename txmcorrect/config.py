@@ -334,8 +334,10 @@ class TomoSettings(CorrectSettings):
     merge: bool = option(False, "Merge several scans into one; of equal angles the latest counts.")
     theta: Path | None = option(None, "Angles in degrees, one per line.")
     invert_theta: bool = option(False, "Turn the other way round.")
-    flats: Literal["generated", "measured", "none"] = option(
-        "generated", "What divides out the beam: our model, measured flats, or nothing any more."
+    flats: Literal["auto", "generated", "measured", "none"] = option(
+        "auto",
+        "What divides out the beam: flats measured in the scan, our model, nothing any more; "
+        "auto measures where it can.",
     )
     split: int | None = option(
         None,

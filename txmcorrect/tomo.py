@@ -113,7 +113,8 @@ def _open_source(settings: TomoSettings, path: Path, out: Path, report: Report) 
     if settings.flats == "none":
         nothing = np.zeros(scan.shape[0], bool)
         return Source(scan, scan.projections, "as in the file", "as in the file", None, nothing)
-    if settings.flats == "measured":
+    # A scan's own flats are better than what a pair of frames tells: generate only without them.
+    if settings.flats == "measured" or (settings.flats == "auto" and scan.flats):
         return _flat_fielded(settings, scan)
     names = set(CorrectSettings.model_fields) - {"format"}
     wanted = CorrectSettings(**settings.model_dump(include=names))
