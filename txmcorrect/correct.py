@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from txmcorrect.background.pipeline import Outcome, correct_scan
+from txmcorrect.background.pipeline import Outcome, correct_scan, lit_cells
 from txmcorrect.background.quality import NAMES
 from txmcorrect.background.survey import read_counts
 from txmcorrect.config import CorrectSettings, UsageError
@@ -76,7 +76,7 @@ def write_report(outcome: Outcome, settings: CorrectSettings) -> tuple[Path, ...
         scale=background.scale,
         frames=[_shown(outcome, i, label) for i, label in frames_to_show(background.flag, badness)],
         key_index=keys,
-        drift=drift_from_first(background.fields, _small_lit(outcome)),
+        drift=drift_from_first(background.fields, lit_cells(background.fields)),
         amplitude=background.amplitude,
         flag=background.flag,
         lit=background.lit,
@@ -101,11 +101,6 @@ def _shown(outcome: Outcome, frame: int, label: str) -> ShownFrame:
         with read_result(outcome.path) as result:
             corrected = result.transmission.read(frame, frame + 1)[0]
     return ShownFrame(label, raw, empty, corrected)
-
-
-def _small_lit(outcome: Outcome) -> np.ndarray:
-    middle = np.median(outcome.background.fields, axis=0)
-    return middle > np.median(middle) + np.log(0.08)
 
 
 def _least_certain(outcome: Outcome) -> np.ndarray:

@@ -185,7 +185,7 @@ def estimate_background(
     exposure = _log_exposure(scan)
     conditions = _conditions(model, survey, references, exposure, interval)
     keys, fields, std = _key_fields(survey, model, conditions, draw, every, report)
-    small_lit = _lit(fields)
+    small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
     jumps = find_jumps(keys, change)
     fields = settle(fields, small_lit, keys, jumps, settle_keys)
@@ -291,7 +291,7 @@ def _key_fields(
     keys = first_plan(usable, every)
     fields, std = make(keys)
     while every is None:
-        more = refinement(keys, changes(fields, _lit(fields)), usable)
+        more = refinement(keys, changes(fields, lit_cells(fields)), usable)
         if len(more) == 0:
             break
         new_fields, new_std = make(more)
@@ -304,8 +304,8 @@ def _key_fields(
     return keys, fields, std
 
 
-def _lit(fields: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where the median key background has light."""
+def lit_cells(fields: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Cells `(h', w')` of the working grid where the median key background has light."""
     middle = np.median(fields, axis=0)
     return middle > np.log(LIT_FRACTION) + np.median(middle)
 
