@@ -13,6 +13,8 @@ import tifffile
 import torch
 from typer.testing import CliRunner
 
+from txmcorrect.background.conditions import CHANNELS
+from txmcorrect.background.detail import choose_frames, detail_of
 from txmcorrect.background.estimate import partner
 from txmcorrect.background.keyframes import find_jumps, first_plan, refinement
 from txmcorrect.background.pipeline import correct_scan
@@ -20,6 +22,7 @@ from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings
 from txmcorrect.formats.corrected import read_result
+from txmcorrect.scan import ArrayFrames
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.simulate.fields import smooth_field
 from txmcorrect.synthesize import write_bank, write_scan
@@ -28,7 +31,7 @@ from txmcorrect.weights import ModelSpec, save_model
 SPEC = ModelSpec(
     network={"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "patch": 4},
     condition="pair",
-    cond_channels=8,
+    cond_channels=CHANNELS["pair"],
     size=64,
 )
 
@@ -370,3 +373,13 @@ def test_leak_is_told_from_drift():
     assert leak_slope(0.3 * sample, usual, sample, lit) == pytest.approx(0.3, abs=0.01)
     assert leak_slope(drift, usual, sample, lit) == 0
     assert leak_slope(drift, usual, 0 * sample, lit) == 0
+
+
+def test_fixed_pattern_does_not_depend_on_memory(simulated):
+    frames = ArrayFrames(simulated.counts)
+    dark = np.zeros(simulated.counts.shape[1:], np.float32)
+    index = choose_frames(np.ones(len(simulated.counts), bool))
+    wanted = detail_of(frames, index, dark, 2, False)
+    assert wanted.std() > 1e-3
+    found = detail_of(frames, index, dark, 2, False, memory=100_000)  # two rows at a time
+    np.testing.assert_array_equal(found, wanted)

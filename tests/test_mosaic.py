@@ -6,6 +6,7 @@ import tifffile
 import torch
 from typer.testing import CliRunner
 
+from txmcorrect.background.conditions import CHANNELS
 from txmcorrect.cli import app
 from txmcorrect.config import MosaicSettings
 from txmcorrect.errors import FormatError, GeometryError, OutputError
@@ -84,7 +85,7 @@ def test_tiles_are_corrected_once_and_stitched_again(scene, tmp_path, monkeypatc
     spec = ModelSpec(
         network={"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "patch": 4},
         condition="pair",
-        cond_channels=8,
+        cond_channels=CHANNELS["pair"],
         size=64,
     )
     model = tmp_path / "tiny.safetensors"

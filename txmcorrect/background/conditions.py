@@ -5,13 +5,14 @@ The network lives on a *working grid*: frames binned by an integer so that the l
 unlit end and divided by `LOG_SCALE` so that frames have about unit variance.
 
 What the network generates is the *residual*: log background minus a base that the frames give
-without any network. Where there is no sample the base is already right, so the residual is small
-and its errors are small too.
+without any network, in units of a *scale* that the frames suggest. Two frames that hardly differ
+have a base that is hardly wrong, and the network's own errors shrink with the scale.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from torch.nn import functional as F
 
 LOG_SCALE = 0.3
 RIM, CLEAR = 0.1, 0.4  # of the level: where the network begins to count, and counts in full
-RESIDUAL_SCALE = 0.25  # natural log; brings residuals to about unit variance
+LEAST_SCALE = 0.03  # natural log; how far two frames may be off that do not differ at all
+PAIR_SHARE = 0.3  # of a pair's level in the generated residual: shape matters, level is guesswork
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
-CHANNELS = {"pair": 8, "stack": 22, "none": 0}
+CHANNELS = {"pair": 10, "stack": 22, "none": 0}
 
 
 def working_bin(shape: tuple[int, int], size: int) -> int:
@@ -87,25 +89,41 @@ def coordinates(like: Tensor) -> Tensor:
     return grid[None].expand(b, 2, h, w)
 
 
-def residual(background: Tensor, base: Tensor, level: Tensor) -> Tensor:
-    """Background `(b, h, w)` in counts -> what the network is to generate, `(b, h, w)`."""
-    return (to_log(background, level) * LOG_SCALE + level[:, None, None] - base) / RESIDUAL_SCALE
+@dataclass(frozen=True)
+class Basis:
+    """How a log background and what the network generates are turned into each other.
 
-
-def log_counts(generated: Tensor, base: Tensor, level: Tensor) -> Tensor:
-    """Generated residual `(b, h, w)` -> natural logarithm of the background in counts.
-
-    In the dim rim of the aperture, between `RIM` and `CLEAR` of the level, training gives little
-    weight and the network says little of use: there the base stands, shifted as the rest is.
+    `base` `(b, h, w)` natural log counts; `scale` `(b,)`; `share` `(b,)` of the level; `lit`
+    `(b, h, w)` 1 or 0; `trust` `(b, h, w)` 0 to 1: how far the network counts beside the base.
     """
-    light = base - level[:, None, None]
-    trust = ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
-    shift = torch.where(trust > 0.5, generated, torch.nan).flatten(1).nanmedian(1).values
-    shift = shift.nan_to_num()[:, None, None]
-    return base + RESIDUAL_SCALE * (shift + trust * (generated - shift))
+
+    base: Tensor
+    scale: Tensor
+    share: Tensor
+    lit: Tensor
+    trust: Tensor | None = None
+
+    def residual(self, log_background: Tensor) -> Tensor:
+        """Natural log counts `(b, h, w)` -> what the network is to generate."""
+        difference = log_background - self.base
+        unshared = (1 - self.share)[:, None, None] * lit_mean(difference, self.lit)
+        return (difference - unshared) / self.scale[:, None, None]
+
+    def log_counts(self, generated: Tensor) -> Tensor:
+        """Inverse of `residual` where the network is trusted; else the base, shifted as the rest is."""
+        level = lit_mean(generated, self.lit)
+        shape = generated - level
+        if self.trust is not None:
+            shape = self.trust * shape
+        return self.base + self.scale[:, None, None] * (shape + level / self.share[:, None, None])
 
 
-def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def lit_mean(image: Tensor, lit: Tensor) -> Tensor:
+    """Mean over lit pixels, `(b, h, w)` -> `(b, 1, 1)`."""
+    return (image * lit).sum((-2, -1), keepdim=True) / lit.sum((-2, -1), keepdim=True).clamp_min(1)
+
+
+def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tensor, Basis]:
     """Two frames with nearly the same background (source 0's condition, at an honest scale).
 
     Parameters
@@ -115,10 +133,12 @@ def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tens
 
     Returns
     -------
-    cond : `(b, 8, h, w)`: both logarithms, both masks of what is known, how far the logarithms are
-    apart (the larger of two is nearer to the background where a sample absorbs), noise, y, x.
-    base : `(b, h, w)` mean of both frames' natural log counts.
-    level : `(b,)` log counts that the logarithms in `cond` are relative to.
+    cond : `(b, 10, h, w)`: both logarithms, both masks of what is known, their difference and how
+    large it is (the larger of two is nearer to the background where a sample absorbs), noise, scale,
+    y, x; difference and noise in units of the scale.
+    basis : the base is the mean of both frames' natural log counts; the scale follows their
+    difference. In the dim rim of an aperture, between `RIM` and `CLEAR` of the level, the network
+    says little of use and the base takes over.
     """
     known = [torch.isfinite(f) for f in (first, second)]
     # A pixel missing in one frame shows what the other has; its mask says so.
@@ -127,7 +147,25 @@ def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tens
     level = common_level(a, b)
     u, v = to_log(a, level), to_log(b, level)
     noise = log_noise((a + b) / 2, photons)
+    light = LOG_SCALE * (u + v) / 2
+    lit = (light > math.log(RIM)).to(a)
+    apart = LOG_SCALE * (u - v)
+    scale = _pair_scale(apart, LOG_SCALE * noise, lit)
+    wide = scale[:, None, None]
     masks = [k.to(a) for k in known]
-    channels = torch.stack([u, v, *masks, (u - v).abs(), noise], 1)
-    base = level[:, None, None] + LOG_SCALE * (u + v) / 2
-    return torch.cat([channels, coordinates(a)], 1), base, level
+    difference = (apart - lit_mean(apart, lit)) / wide
+    relative_noise = (LOG_SCALE * noise / wide).clamp_max(3.0)
+    strength = (wide / 0.2).log().expand_as(u)
+    channels = [u, v, *masks, difference.clamp(-5, 5), difference.abs().clamp_max(5)]
+    cond = torch.stack([*channels, relative_noise, strength], 1)
+    trust = ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
+    share = torch.full_like(scale, PAIR_SHARE)
+    basis = Basis(level[:, None, None] + light, scale, share, lit, trust)
+    return torch.cat([cond, coordinates(a)], 1), basis
+
+
+def _pair_scale(apart: Tensor, noise: Tensor, lit: Tensor) -> Tensor:
+    """How far the mean of a pair may be off, `(b,)`, natural log: the rms difference, noise removed."""
+    shape = apart - lit_mean(apart, lit)
+    square = lit_mean(shape**2 - 2 * noise**2, lit)[:, 0, 0].clamp_min(0)
+    return (square + LEAST_SCALE**2).sqrt()

@@ -18,16 +18,17 @@ from txmcorrect.scan import Frames
 
 Image = NDArray[np.float32]
 LARGEST = 0.7  # log; a pixel further from its surroundings than a factor of two is broken
+MOST_FRAMES = 64
+BYTES_PER_VALUE = 24  # of a sorted float32 with its copies
 WINDOW = 5  # pixels over which signal and noise are compared
 
 
-def choose_frames(usable: NDArray[np.bool_], h: int, w: int, memory: int) -> NDArray[np.intp]:
-    """As many usable frames, spread over the scan, as the memory budget and 64 allow."""
+def choose_frames(usable: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Up to 64 usable frames, spread over the scan."""
     index = np.flatnonzero(usable)
-    most = int(np.clip(memory // (h * w * 24), 3, 64))
-    if len(index) <= most:
+    if len(index) <= MOST_FRAMES:
         return index
-    return index[np.linspace(0, len(index) - 1, most).round().astype(int)]
+    return index[np.linspace(0, len(index) - 1, MOST_FRAMES).round().astype(int)]
 
 
 def frame_ratio(counts: Image, factor: int) -> Image:
@@ -39,7 +40,12 @@ def frame_ratio(counts: Image, factor: int) -> Image:
 
 
 def detail_of(
-    frames: Frames, index: NDArray[np.intp], dark: Image, factor: int, sample_free: bool
+    frames: Frames,
+    index: NDArray[np.intp],
+    dark: Image,
+    factor: int,
+    sample_free: bool,
+    memory: int = 2 * 1024**3,
 ) -> Image:
     """Log detail `(h, w)`, zero on average over every coarse cell.
 
@@ -48,19 +54,29 @@ def detail_of(
     frames : raw. index : those to use. dark : `(h, w)`.
     sample_free : the frames are references; otherwise the estimate is robust against samples
     (interquartile mean over frames) and shrunk where frames disagree.
+    memory : bytes; where all frames exceed it they are read again for every band of rows, so that
+    the result does not depend on it.
 
     The shrinkage is an adaptive Wiener filter (Lee 1980): locally, the share of variance that
     frames have in common. It keeps photon noise, and samples, out of the background.
     """
     if factor == 1:  # nothing is finer than the grid
         return np.zeros(frames.shape[1:], np.float32)
-    ratios = np.stack(
-        [frame_ratio(read_counts(frames, int(i), int(i) + 1, dark), factor)[0] for i in index]
-    )
-    if sample_free and len(ratios) > 2:
-        common, variance = ratios.mean(0), ratios.var(0, ddof=1) / len(ratios)
-    else:
-        common, variance = _robust(ratios)
+    h, w = frames.shape[1:]
+    common, variance = np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+    rows = int(np.clip(memory // (len(index) * w * BYTES_PER_VALUE), 1, h))
+    for top in range(0, h, rows):
+        band = slice(top, min(top + rows, h))
+        ratios = np.stack(
+            [
+                frame_ratio(read_counts(frames, int(i), int(i) + 1, dark), factor)[0, band]
+                for i in index
+            ]
+        )
+        if sample_free and len(ratios) > 2:
+            common[band], variance[band] = ratios.mean(0), ratios.var(0, ddof=1) / len(ratios)
+        else:
+            common[band], variance[band] = _robust(ratios)
     detail = np.log(np.clip(common, np.exp(-2 * LARGEST), np.exp(2 * LARGEST)))
     noise = uniform_filter(variance / np.maximum(common, 0.1) ** 2, WINDOW)
     # Power of what is seen, with no mean removed: a lone scratch is signal, not an outlier.

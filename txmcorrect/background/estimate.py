@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import log_counts, pair_condition
+from txmcorrect.background.conditions import pair_condition
 from txmcorrect.background.stack import stack_condition
 from txmcorrect.background.windows import Known, make_stack
 from txmcorrect.diffusion.denoiser import Noise
 from txmcorrect.diffusion.samplers import SAMPLERS
 from txmcorrect.diffusion.schedules import subsequence
+from txmcorrect.errors import ModelError
 from txmcorrect.weights import Model
 
 ToLog = Callable[[torch.Tensor], torch.Tensor]
@@ -54,8 +55,8 @@ def pair_conditions(
     def conditions(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
         partners = [partner(int(i), interval, usable) for i in targets]
         first, second = torch.from_numpy(small[targets]), torch.from_numpy(small[partners])
-        cond, base, level = pair_condition(first, second, torch.full((len(targets),), photons))
-        return cond, lambda generated: log_counts(generated, base, level)
+        cond, basis = pair_condition(first, second, torch.full((len(targets),), photons))
+        return cond, basis.log_counts
 
     return conditions
 
@@ -102,7 +103,18 @@ def generate(
 
 @torch.inference_mode()
 def draw_samples(model: Model, cond: torch.Tensor, to_log: ToLog, draw: Draw) -> torch.Tensor:
-    """Samples `(s, b, h, w)` of the log background given `cond` `(b, c, h, w)`, on the CPU."""
+    """Samples `(s, b, h, w)` of the log background given `cond` `(b, c, h, w)`, on the CPU.
+
+    Raises
+    ------
+    ModelError : the model was trained for another version of the condition.
+    """
+    wanted = model.spec.cond_channels
+    if cond.shape[1] != wanted:
+        raise ModelError(
+            f"the model sees {wanted} channels, but condition {model.spec.condition} has "
+            f"{cond.shape[1]} in this version: train it again, or use --model bundled"
+        )
     cond = cond.to(next(model.denoiser.parameters()).device)
     sigmas = subsequence(model.spec.sigmas(), draw.steps)
     sampler = SAMPLERS[draw.sampler]

@@ -85,6 +85,7 @@ class Background:
     fields, std : `(k, h', w')` log counts on the working grid and their spread.
     detail : `(h, w)` fixed log pattern; factor : bin of the working grid.
     amplitude, flag : `(n,)`; lit : `(h, w)`; dark : `(h, w)`.
+    conditions : what the model sees of a frame, to draw more samples with.
     """
 
     keys: NDArray[np.intp]
@@ -100,14 +101,15 @@ class Background:
     scale: str
     notes: tuple[str, ...] = ()
     leak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    conditions: Conditions | None = field(default=None, repr=False)
 
     def key_image(self, key: int) -> NDArray[np.float32]:
         """Log background `(h, w)` of key frame number `key`, at native resolution."""
-        return self._native(self.fields[key]) + self.detail
+        return self.native(self.fields[key]) + self.detail
 
     def key_std(self, key: int) -> NDArray[np.float32]:
         """Spread `(h, w)` of the log background of key frame number `key`."""
-        return self._native(self.std[key])
+        return self.native(self.std[key])
 
     def log_background(self, frame: int) -> NDArray[np.float32]:
         """Log background `(h, w)` of a frame, amplitude included."""
@@ -119,12 +121,13 @@ class Background:
         if left == right:
             return self.key_image(left)
         mixed = (1 - t) * self.fields[left] + t * self.fields[right]
-        return self._native(mixed.astype(np.float32)) + self.detail
+        return self.native(mixed.astype(np.float32)) + self.detail
 
     def verdict(self) -> Verdict:
         return judge_run(self.flag, self.scale, self.notes)
 
-    def _native(self, small: NDArray[np.float32]) -> NDArray[np.float32]:
+    def native(self, small: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A field `(h', w')` of the working grid at native resolution `(h, w)`."""
         shape = self.detail.shape
         return spread_out(torch.from_numpy(small)[None], self.factor, (shape[0], shape[1]))[
             0
@@ -221,6 +224,7 @@ def estimate_background(
         scale=scale,
         notes=notes,
         leak=leak,
+        conditions=conditions,
     )
 
 
@@ -233,9 +237,8 @@ def _detail(
     -------
     detail : `(h, w)`. references : those that show the scan's pattern. notes : what was left out.
     """
-    _, h, w = scan.shape
-    index = choose_frames(survey.usable, h, w, memory)
-    own = detail_of(scan.projections, index, survey.dark, survey.factor, sample_free=False)
+    index = choose_frames(survey.usable)
+    own = detail_of(scan.projections, index, survey.dark, survey.factor, False, memory)
     total, count = np.zeros_like(own), 0
     notes: list[str] = []
     fit: list[Reference] = []

@@ -19,7 +19,9 @@ from txmcorrect.background.conditions import (
     LOG_CEILING,
     LOG_FLOOR,
     LOG_SCALE,
+    Basis,
     coordinates,
+    lit_mean,
 )
 
 WINDOW = 9  # frames, the target included
@@ -71,31 +73,6 @@ class Stack:
         return Stack(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-@dataclass(frozen=True)
-class Basis:
-    """How a log background and what the network generates are turned into each other.
-
-    `base` `(b, h, w)` natural log counts; `scale` `(b,)`; `share` `(b,)` of the level; `lit`
-    `(b, h, w)` 1 or 0.
-    """
-
-    base: Tensor
-    scale: Tensor
-    share: Tensor
-    lit: Tensor
-
-    def residual(self, log_background: Tensor) -> Tensor:
-        """Natural log counts `(b, h, w)` -> what the network is to generate."""
-        difference = log_background - self.base
-        unshared = (1 - self.share)[:, None, None] * _mean(difference, self.lit)
-        return (difference - unshared) / self.scale[:, None, None]
-
-    def log_counts(self, generated: Tensor) -> Tensor:
-        """Inverse of `residual`."""
-        missing = (1 / self.share - 1)[:, None, None] * _mean(generated, self.lit)
-        return self.base + self.scale[:, None, None] * (generated + missing)
-
-
 def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
     """What the network sees, `(b, CHANNELS["stack"], h, w)`, and what it is relative to."""
     log_frames, level, lit = _log_frames(stack)
@@ -139,7 +116,7 @@ def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
         apart(mean, stack.has_bank),
         apart(fits[0]),
         apart(fits[1]),
-        (base - _mean(base, lit)).clamp(LOG_FLOOR, LOG_CEILING) / LOG_SCALE,
+        (base - lit_mean(base, lit)).clamp(LOG_FLOOR, LOG_CEILING) / LOG_SCALE,
         torch.asinh(noise / scale[:, None, None]),
         lit,
     ]
@@ -174,7 +151,7 @@ def bank_modes(bank: Tensor, gain: Tensor | None = None) -> Tensor:
     log_bank = log_bank - gain[:, None, None]
     mean = log_bank.mean(0)
     change = (log_bank - mean) * lit
-    change = (change - _mean(change, lit) * lit).flatten(1).double()
+    change = (change - lit_mean(change, lit) * lit).flatten(1).double()
     _, vectors = torch.linalg.eigh(change @ change.T)
     modes = (vectors.T @ change).flip(0)[:MODES] / max(len(bank) - 1, 1) ** 0.5
     modes = modes[: max(len(bank) - 1, 0)]
@@ -351,11 +328,6 @@ def _median(values: Tensor, seen: Tensor) -> Tensor:
     step = values.shape[1] // ENOUGH | 1  # odd, so that no column is preferred
     values, seen = values[:, ::step], seen[:, ::step]
     return torch.nanmedian(values.masked_fill(seen == 0, torch.nan), 1).values.nan_to_num()
-
-
-def _mean(image: Tensor, lit: Tensor) -> Tensor:
-    """Mean over lit pixels, `(b, h, w)` -> `(b, 1, 1)`."""
-    return (image * lit).sum((-2, -1), keepdim=True) / lit.sum((-2, -1), keepdim=True).clamp_min(1)
 
 
 def _wide(values: Tensor) -> Tensor:

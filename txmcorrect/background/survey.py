@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,18 @@ from txmcorrect.background.quality import Flag
 from txmcorrect.errors import FlatFieldError
 from txmcorrect.scan import Array, Frames, Scan
 from txmcorrect.stream import iter_blocks
+from txmcorrect.team import InMemory, Pieces
 
 Image = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 DARK_FRAMES = 50  # more darks than this change nothing
-LEAST_LIGHT = 1.0  # counts above dark in the bright part of a frame; less is no light
+LEAST_LIGHT = 1.0  # counts above dark; a frame has no light where fewer pixels than
+LIGHT_SHARE = 0.1  # of all have as much
 LEAST_SHARE = 0.05  # of the scan's usual brightness: a beam dump, where no dark tells
 SATURATED_SHARE = 0.01
-BYTES_PER_PIXEL = 24.0  # a frame in its own type, in float32, and what is made of it
+BYTES_PER_PIXEL = 8.0  # a block in its own type; single frames of it become float32
+UNIT = 32  # frames looked at in one piece of work
+NOISE_FRAMES = 64
 
 
 @dataclass(frozen=True)
@@ -73,50 +77,92 @@ def read_counts(frames: Frames, start: int, stop: int, dark: Image) -> Image:
     return counts
 
 
+def scan_dark(scan: Scan) -> Image | None:
+    """Mean of a scan's own darks `(h, w)`, None if it has none."""
+    if scan.darks is None or scan.darks.shape[0] == 0:
+        return None
+    return mean_frame(scan.darks)
+
+
 def survey_scan(
-    scan: Scan, dark: Image | None, size: int, memory: int, progress: Progress
+    scan: Scan,
+    dark: Image | None,
+    size: int,
+    memory: int,
+    progress: Progress,
+    pieces: Pieces | None = None,
 ) -> Survey:
     """Look at every frame once.
 
     Parameters
     ----------
-    dark : `(h, w)` from elsewhere, or None for the scan's own (zero, said so, if it has none).
-    size : long side of the working grid. memory : bytes.
+    dark : `(h, w)` counts, or None where none are known: zero then stands for no light.
+    size : long side of the working grid. memory : bytes. pieces : where what was seen is kept.
 
     Raises
     ------
     FlatFieldError : fewer than two frames can be used.
     """
     n, h, w = scan.shape
-    if dark is None and scan.darks is not None and scan.darks.shape[0]:
-        dark = mean_frame(scan.darks)
-    known = dark is not None
     level = np.zeros((h, w), np.float32) if dark is None else dark
     if level.shape != (h, w):
         raise FlatFieldError(
             f"darks are {level.shape} but frames are {(h, w)}; give others by --dark"
         )
     factor = working_bin((h, w), size)
-    small = np.empty((n, -(-h // factor), -(-w // factor)), np.float32)
-    flag = np.zeros(n, np.uint32)
-    stuck, photons = _Stuck((h, w)), []
-    for start, stop in iter_blocks(n, h, w, memory, BYTES_PER_PIXEL):
-        raw = scan.projections.read(start, stop)
-        counts = raw.astype(np.float32) - level
-        flag[start:stop] = [_judge(r, c) for r, c in zip(raw, counts, strict=True)]
-        counts[~np.isfinite(counts)] = 0
-        small[start:stop] = bin_mean(torch.from_numpy(counts), factor).numpy()
-        stuck.see(raw)
-        photons += [photons_per_count(c) for c in counts[:: max(1, len(counts) // 4)]]
-        progress(stop, n)
+    told = noise_frames(n)
+
+    def look(number: int) -> Mapping[str, Array]:
+        start = number * UNIT
+        return _look(scan.projections, start, min(start + UNIT, n), level, factor, told, memory)
+
+    parts = list((pieces or InMemory()).each("survey", -(-n // UNIT), look, progress))
+    small, flag, photons = (
+        np.concatenate([part[name] for part in parts]) for name in ("small", "flag", "photons")
+    )
     bright = np.quantile(small, 0.9, axis=(1, 2))
     flag[bright < LEAST_SHARE * np.median(bright)] |= np.uint32(Flag.NO_LIGHT)
-    told = [p for p in photons if np.isfinite(p)]
-    gain = float(np.median(told)) if told else 1.0
-    seen = Survey(level, known, small, factor, flag, gain, stuck.broken())
+    known = photons[np.isfinite(photons)]
+    gain = float(np.median(known)) if len(known) else 1.0
+    broken = _never_changing(parts, n, (h, w))
+    seen = Survey(level, dark is not None, small, factor, flag, gain, broken)
     if seen.usable.sum() < 2:
         raise FlatFieldError(_nothing_left(scan, seen))
     return seen
+
+
+def noise_frames(n: int) -> set[int]:
+    """The frames that tell how much noise there is, whatever the blocks."""
+    return set(np.linspace(0, n - 1, min(n, NOISE_FRAMES)).round().astype(int).tolist())
+
+
+def _look(
+    frames: Frames, start: int, stop: int, dark: Image, factor: int, told: set[int], memory: int
+) -> Mapping[str, Array]:
+    """What `stop - start` frames show, one by one; together, which pixels never change."""
+    h, w = dark.shape
+    small, flag, photons = [], [], []
+    first, same = None, np.ones((h, w), np.bool_)
+    for a, b in iter_blocks(stop - start, h, w, memory // 2, BYTES_PER_PIXEL):
+        for i, raw in enumerate(frames.read(start + a, start + b), start + a):
+            first = raw if first is None else first
+            same &= raw == first
+            counts = raw.astype(np.float32) - dark
+            flag.append(_judge(raw, counts))
+            if raw.dtype.kind == "f":
+                counts[~np.isfinite(counts)] = 0
+            small.append(bin_mean(torch.from_numpy(counts[None]), factor)[0].numpy())
+            if i in told:
+                photons.append(photons_per_count(counts))
+    assert first is not None
+    still = np.flatnonzero(same)
+    return {
+        "small": np.stack(small),
+        "flag": np.array(flag, np.uint32),
+        "photons": np.array(photons, np.float64),
+        "still": still,
+        "value": first.ravel()[still],
+    }
 
 
 def _judge(raw: Array, counts: Image) -> int:
@@ -127,32 +173,34 @@ def _judge(raw: Array, counts: Image) -> int:
         if np.isfinite(raw).mean() < 0.5:
             return bits | Flag.NOT_FINITE
         counts = counts[np.isfinite(counts)]
-    if np.quantile(counts[..., ::4], 0.9) < LEAST_LIGHT:
+    some = counts[..., ::4]
+    if np.count_nonzero(some >= LEAST_LIGHT) < LIGHT_SHARE * some.size:
         return bits | Flag.NO_LIGHT
     if raw.dtype.kind == "u" and (raw == np.iinfo(raw.dtype).max).mean() > SATURATED_SHARE:
         bits |= Flag.SATURATED
     return bits
 
 
-class _Stuck:
-    """Pixels that never change over the frames although light does, or that are at an end of range."""
+def _never_changing(
+    parts: list[Mapping[str, Array]], n: int, shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Pixels `(h, w)` of one value in all frames although light changes: dead or stuck.
 
-    def __init__(self, shape: tuple[int, int]):
-        self.low = np.full(shape, np.inf, np.float32)
-        self.high = np.full(shape, -np.inf, np.float32)
-        self.count = 0
-
-    def see(self, raw: Array) -> None:
-        self.low = np.minimum(self.low, raw.min(0))
-        self.high = np.maximum(self.high, raw.max(0))
-        self.count += len(raw)
-
-    def broken(self) -> NDArray[np.bool_]:
-        """Noise alone makes an honest pixel differ between frames; three equal ones are no chance."""
-        if self.count < 3:
-            return np.zeros(self.low.shape, np.bool_)
-        same = self.low == self.high
-        return same if same.mean() < 0.5 else np.zeros_like(same)
+    Noise alone makes an honest pixel differ between frames; three equal ones are no chance.
+    """
+    none = np.zeros(shape, np.bool_)
+    if n < 3:
+        return none
+    still, value = parts[0]["still"], parts[0]["value"]
+    for part in parts[1:]:
+        still, ours, theirs = np.intersect1d(
+            still, part["still"], assume_unique=True, return_indices=True
+        )
+        equal = value[ours] == part["value"][theirs]
+        still, value = still[equal], value[ours][equal]
+    same = none.copy()
+    same.flat[still] = True
+    return same if same.mean() < 0.5 else none
 
 
 def photons_per_count(counts: Image) -> float:

@@ -115,7 +115,7 @@ def _envelope(
     power = rng.uniform(1.5, 4)
     slope = rng.normal(0, 0.25, 2) / long
     radius, edge = long * rng.uniform(0.45, 1.1), long * rng.uniform(0.01, 0.06)
-    apertured = rng.random() < 0.35
+    apertured = rng.random() < (0.5 if family == "train" else 0.35)
     lobes = rng.uniform(-0.5, 0.5, (5, 2)) * long, rng.uniform(0.2, 0.5, 5) * long
 
     def level(dy: Image, dx: Image) -> Image:

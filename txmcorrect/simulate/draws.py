@@ -19,6 +19,7 @@ from txmcorrect.simulate.scans import stream
 
 REUSE = 5  # items that share a beam or a world
 ASPECTS = [(1.0, 1.0)] * 12 + [(0.75, 1.0), (1.0, 0.75), (0.5, 1.0), (1.0, 0.5), (0.12, 1.0)]
+FAINT_SHARE = 0.4
 SAMPLE_SHARES = {"sparse": 0.5, "dense": 0.25, "film": 0.13, "turning": 0.12}
 
 
@@ -58,13 +59,18 @@ def draw_pairs(
     for _ in range(batch):
         log_b, lit = _two_states(rng, beams[rng.integers(len(beams))])
         log_t = _two_samples(rng, worlds[rng.integers(len(worlds))], shape)
-        log_t = log_t * np.float32(np.exp(contrast_spread * rng.standard_normal()))
+        log_t = log_t * np.float32(np.exp(contrast_spread * rng.standard_normal()) * _fade(rng))
         gains = np.exp(brightness * rng.standard_normal(2) * (rng.random() < 0.5))
         items.append(_expose(rng, log_b, log_t, gains, lit, counts))
     frames, background, lits, photons = zip(*items, strict=True)
     return PairBatch(
         np.stack(frames), np.stack(background), np.stack(lits), np.array(photons, np.float32)
     )
+
+
+def _fade(rng: np.random.Generator) -> float:
+    """Faint samples are as common as strong ones, and there a small error counts more."""
+    return float(np.exp(rng.uniform(np.log(0.05), 0))) if rng.random() < FAINT_SHARE else 1.0
 
 
 def _two_states(rng: np.random.Generator, beam: Beam) -> tuple[Image, NDArray[np.bool_]]:

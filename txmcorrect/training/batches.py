@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from txmcorrect.background.conditions import (
-    LOG_SCALE,
-    RESIDUAL_SCALE,
-    pair_condition,
-    residual,
-)
+from txmcorrect.background.conditions import LOG_SCALE, Basis, pair_condition
 from txmcorrect.background.stack import bank_modes, stack_condition
 from txmcorrect.background.windows import Known, joined, make_stack
 from txmcorrect.config import TrainSettings
@@ -23,6 +18,7 @@ from txmcorrect.simulate.stacks import DrawnScan, draw_scans
 from txmcorrect.training.harvest import Harvest
 
 UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would be arbitrary
+MOST = 10.0  # scales that a target departs from the base; few do, and they would rule the loss
 
 
 @dataclass(frozen=True)
@@ -60,14 +56,14 @@ class TrainBatch:
 def make_batch(drawn: PairBatch) -> TrainBatch:
     """Pairs of frames and truth -> batch."""
     frames, background = torch.from_numpy(drawn.frames), torch.from_numpy(drawn.background)
-    photons = torch.from_numpy(drawn.photons)
-    cond, base, level = pair_condition(frames[:, 0], frames[:, 1], photons)
+    photons, lit = torch.from_numpy(drawn.photons), torch.from_numpy(drawn.lit)
+    cond, basis = pair_condition(frames[:, 0], frames[:, 1], photons)
     logs = LOG_SCALE * cond[:, :2]
     return TrainBatch(
-        residual(background, base, level)[:, None],
+        _target(basis, background, lit),
         cond,
-        _weight(torch.from_numpy(drawn.lit)),
-        torch.full((len(cond),), RESIDUAL_SCALE),
+        _weight(lit),
+        basis.scale,
         logs - logs.mean(1, keepdim=True),
     )
 
@@ -80,7 +76,7 @@ def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
     cond, basis = stack_condition(stack)
     scale = basis.scale[:, None, None, None]
     return TrainBatch(
-        basis.residual(truth.clamp_min(1e-3).log())[:, None].clamp(-10, 10),
+        _target(basis, truth, lit),
         cond,
         _weight(lit),
         basis.scale,
@@ -109,6 +105,12 @@ def known_of(scan: DrawnScan) -> Known:
         bank=bank,
         absolute=scan.flats_known,
     )
+
+
+def _target(basis: Basis, background: Tensor, lit: Tensor) -> Tensor:
+    """What the network should generate, `(b, 1, h, w)`; without light the base stands."""
+    wanted = basis.residual(background.clamp_min(1e-3).log()).clamp(-MOST, MOST)
+    return torch.where(lit, wanted, 0)[:, None]
 
 
 def _weight(lit: Tensor) -> Tensor:
