@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "txmcorrect"
 
-FOUNDATION = {"errors", "config", "result", "progress", "scan", "stream", "formats", "matching"}
+FOUNDATION = {"errors", "config", "result", "progress", "scan", "stream", "team", "formats", "matching"}
 FOUNDATION |= {"physics", "metrics"}
 ALGORITHMS = {"diffusion", "stitch", "recon", "baselines", "simulate"}
 # Each workflow with the package of parts that only it uses.

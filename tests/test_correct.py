@@ -14,10 +14,10 @@ import torch
 from typer.testing import CliRunner
 
 from txmcorrect.background.conditions import CHANNELS
+from txmcorrect.background.correction import correct_scan
 from txmcorrect.background.detail import choose_frames, detail_of
 from txmcorrect.background.estimate import partner
 from txmcorrect.background.keyframes import find_jumps, first_plan, refinement
-from txmcorrect.background.pipeline import correct_scan
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from txmcorrect.background.course import Background, divide_frame
 from txmcorrect.background.estimate import Draw
-from txmcorrect.background.pipeline import Background, divide_block, estimate_background
+from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.survey import read_counts
 from txmcorrect.scan import ArrayFrames, Scan
 from txmcorrect.weights import Model, load_model
@@ -68,5 +69,6 @@ def correct_array(
     background = estimate_array(frames, dark, **options)
     scan = ArrayFrames(frames)
     counts = read_counts(scan, 0, len(frames), background.dark)
-    divide_block(counts, background, 0, background.amplitude.copy())
+    for i, frame in enumerate(counts):
+        divide_frame(frame, background, i)
     return counts, background

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from txmcorrect.background.pipeline import Outcome, correct_scan, lit_cells
+from txmcorrect.background.correction import Outcome, correct_scan
+from txmcorrect.background.flags import lit_cells
 from txmcorrect.background.quality import NAMES
 from txmcorrect.background.survey import read_counts
 from txmcorrect.config import CorrectSettings, UsageError
@@ -22,6 +23,7 @@ from txmcorrect.report.correction import (
 )
 from txmcorrect.report.plots import drift_from_first
 from txmcorrect.result import Result
+from txmcorrect.team import assembled
 
 log = logging.getLogger(__name__)
 NOT_TRUSTED = 3
@@ -34,12 +36,15 @@ def run(settings: CorrectSettings) -> Result:
     written: list[Path] = []
     lines: list[str] = []
     trusted = True
-    for scan, out in zip(settings.scans, outs, strict=True):
-        with Stages(settings.quiet) as stages:
-            outcome = correct_scan(settings, scan, out, stages)
-        written += [out, *write_report(outcome, settings)]
-        trusted &= outcome.verdict.word == "TRUSTED"
-        lines.append(f"{out}: {outcome.verdict}")
+    with assembled(settings.device) as team:
+        for scan, out in zip(settings.scans, outs, strict=True):
+            with Stages(settings.quiet or team.rank > 0) as stages:
+                outcome = correct_scan(settings, scan, out, stages, team)
+            if outcome is None:  # rank 0 speaks for all
+                continue
+            written += [out, *write_report(outcome, settings)]
+            trusted &= outcome.verdict.word == "TRUSTED"
+            lines.append(f"{out}: {outcome.verdict}")
     code = NOT_TRUSTED if settings.strict and not trusted else 0
     return Result(tuple(written), "\n".join(lines), code)
 

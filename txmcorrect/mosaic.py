@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.pipeline import correct_scan, open_for
+from txmcorrect.background.correction import correct_scan, open_for
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame, read_counts
 from txmcorrect.config import CorrectSettings, MosaicSettings

@@ -248,6 +248,31 @@ class PartFolder:
             if not verify or self._is_intact(entry):
                 self._shards[name] = entry
 
+    def note_failure(self, reason: str) -> None:
+        """Leave word for the other ranks of this run that this one has failed."""
+        with suppress(OSError):
+            (self.path / f"failed.{self.rank}").write_text(reason)
+
+    def failures(self) -> dict[int, str]:
+        """Ranks of this run that failed, and why."""
+        found = {}
+        for note in self.path.glob("failed.*"):
+            with suppress(OSError):
+                found[int(note.suffix[1:])] = note.read_text()
+        return found
+
+    def is_free(self) -> bool:
+        """Whether nobody holds the lock: rank 0 has ended."""
+        if not self.path.exists():
+            return True
+        lock = FileLock(self.path / "lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except (Timeout, OSError):
+            return False
+        lock.release()
+        return True
+
     def publish(self, assembled: Path) -> None:
         """Make a complete file, written inside this folder, the output; then drop the folder."""
         with disk_errors(self.out):
@@ -310,6 +335,8 @@ class PartFolder:
     def _adopt(self, signature: dict[str, str], overwrite: bool) -> None:
         if self._left_by_finished_run():
             self._wipe()
+        for note in self.path.glob("failed.*"):  # of a run before
+            note.unlink()
         stored = self._stored_signature()
         if self.out.exists() and not overwrite and stored is None:
             self.remove()

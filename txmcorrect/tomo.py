@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from txmcorrect.background.pipeline import choose_device, correct_scan, open_for
+from txmcorrect.background.correction import choose_device, correct_scan, open_for
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame
 from txmcorrect.config import CorrectSettings, TomoSettings

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from txmcorrect.background.conditions import bin_mean, spread_out
-from txmcorrect.background.survey import read_counts
-from txmcorrect.scan import Frames
+from txmcorrect.background.scale import LEAST, Reference
+from txmcorrect.background.survey import Survey, read_counts
+from txmcorrect.scan import Frames, Scan
 
 Image = NDArray[np.float32]
 LARGEST = 0.7  # log; a pixel further from its surroundings than a factor of two is broken
@@ -85,6 +86,39 @@ def detail_of(
     return np.asarray(detail * keep, np.float32)
 
 
+def fixed_pattern(
+    scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int
+) -> tuple[Image, NDArray[np.intp]]:
+    """The fixed pattern of a scan: from references that show it, else from all its frames.
+
+    Returns
+    -------
+    detail : `(h, w)`. fit : which of the references show the scan's pattern.
+    """
+    index = choose_frames(survey.usable)
+    own = detail_of(scan.projections, index, survey.dark, survey.factor, False, memory)
+    total, count = np.zeros_like(own), 0
+    fit = []
+    for i, reference in enumerate(references):
+        theirs = reference_detail(reference, survey.factor)
+        # Least squares of the scan's pattern on the reference's; 1 where it is the same detector.
+        likeness = float((own * theirs).mean() / max(float((own**2).mean()), 1e-12))
+        if survey.factor == 1 or likeness > 0.5 or float(own.std()) < 1e-4:
+            frames = 1 if reference.flats is None else len(reference.flats)
+            total, count = total + np.float32(frames) * theirs, count + frames
+            fit.append(i)
+    return (total / np.float32(count) if count else own), np.array(fit, np.intp)
+
+
+def reference_detail(reference: Reference, factor: int) -> Image:
+    """Log detail `(h, w)` of a mean reference."""
+    counts = torch.from_numpy(np.maximum(reference.counts, LEAST))[None]
+    shape = (counts.shape[1], counts.shape[2])
+    # Logarithms are interpolated, here as where detail is put back: exact for this reference.
+    coarse = spread_out(bin_mean(counts, factor).log(), factor, shape)
+    return (counts.log() - coarse).clamp(-1.4, 1.4)[0].numpy()
+
+
 def _robust(ratios: Image) -> tuple[Image, Image]:
     """Centre over frames and the variance of that centre, blind to samples in a minority of frames."""
     m = len(ratios)
@@ -102,8 +136,3 @@ def _robust(ratios: Image) -> tuple[Image, Image]:
     # The inner half of a normal sample; 1.35 is its interquartile range in standard deviations.
     width = (ordered[m - 1 - cut] - ordered[cut]) / 1.35
     return centre, 1.2 * width**2 / m
-
-
-def broken_pixels(frames: Image) -> NDArray[np.bool_]:
-    """Pixels far from their surroundings in the median of some frames `(n, h, w)` of ratios."""
-    return np.abs(np.log(np.clip(np.median(frames, 0), 1e-3, 1e3))) > LARGEST

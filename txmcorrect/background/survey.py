@@ -71,7 +71,8 @@ def _clipped_mean(stack: Image) -> Image:
 
 def read_counts(frames: Frames, start: int, stop: int, dark: Image) -> Image:
     """Frames as float32 counts above dark; NaN and infinities become NaN."""
-    counts = frames.read(start, stop).astype(np.float32) - dark
+    counts = frames.read(start, stop).astype(np.float32)
+    counts -= dark
     if frames.dtype.kind == "f":
         counts[~np.isfinite(counts)] = np.nan
     return counts

@@ -68,7 +68,7 @@ class ResultWriter:
         self.source = source
         self.layout = layout
         self.part = PartFolder(out, {**signature, "the layout": layout}, rank, overwrite)
-        self._pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8))
+        self.pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8))
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +80,10 @@ class ResultWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def names(self) -> set[str]:
+        """Return the names of all slabs' shards."""
+        return {_name(s) for s in self.slabs.starts()}
 
     def done(self) -> set[int]:
         """Return the first frames of the slabs that are stored."""
@@ -108,7 +112,7 @@ class ResultWriter:
         assert frames.shape[1:] == self.slabs.shape[1:]
         for first in range(start, stop, depth):
             some = slice(first - start, first - start + depth)
-            chunks = self.slabs.pack(frames[some], self._pool)
+            chunks = self.slabs.pack(frames[some], self.pool)
             kept = {name: np.asarray(v)[some].tolist() for name, v in values.items()}
             sizes = [len(chunk) for chunk in chunks]
             self.part.save(_name(first), b"".join(chunks), sizes=sizes, values=kept)
@@ -167,7 +171,7 @@ class ResultWriter:
     def close(self) -> None:
         """Let go of the lock and the threads; what is stored stays."""
         self.part.close()
-        self._pool.shutdown()
+        self.pool.shutdown()
 
     def _check_space(self, process: Process) -> None:
         """Refuse to begin what cannot fit: a full disk under an open HDF5 file is no fun."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from txmcorrect.background.estimate import Draw
-from txmcorrect.background.pipeline import choose_device
+from txmcorrect.background.correction import choose_device
 from txmcorrect.baselines import BAD, PEERS, Method
 from txmcorrect.config import EvaluateSettings
 from txmcorrect.errors import ModelError, TxmError

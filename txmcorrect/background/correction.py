@@ -1,0 +1,261 @@
+"""One scan from file to file: open, estimate, divide slab by slab, assemble."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from txmcorrect.background.conditions import working_bin
+from txmcorrect.background.course import Background, KeyImages, divide_frame
+from txmcorrect.background.estimate import Draw
+from txmcorrect.background.pipeline import Report, estimate_background, silent
+from txmcorrect.background.quality import NAMES, Verdict
+from txmcorrect.background.scale import Reference, mean_reference
+from txmcorrect.background.survey import mean_frame, read_counts, scan_dark
+from txmcorrect.config import CorrectSettings
+from txmcorrect.formats import open_references, open_scan
+from txmcorrect.formats.write import Process, ResultWriter
+from txmcorrect.formats.write_slabs import SLAB
+from txmcorrect.matching import check_raw, match_references
+from txmcorrect.scan import References, Scan
+from txmcorrect.stream import run_signature
+from txmcorrect.team import Pieces, Shared, Team
+from txmcorrect.weights import Model, load_model
+
+log = logging.getLogger(__name__)
+# Of a slab on its way: raw counts, float32, and what is compressed of it.
+SLAB_BYTES_PER_PIXEL = 12.0
+MOST_AHEAD = 2  # slabs read before they are needed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A corrected scan on disk: where, and what to say about it."""
+
+    path: Path
+    verdict: Verdict
+    background: Background
+    scan: Scan
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` is CUDA where there is one."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def open_for(settings: CorrectSettings, path: Path) -> Scan:
+    """Open a scan as the settings ask: layout, reader, frames, region, binning."""
+    scan = open_scan(path, **settings.sources())
+    frames: slice | list[int] | None = slice(*settings.frames) if settings.frames else None
+    if settings.preview is not None:
+        count = scan.shape[0]
+        chosen = range(count)[frames] if isinstance(frames, slice) else range(count)
+        places = np.linspace(0, len(chosen) - 1, min(settings.preview, len(chosen)))
+        frames = [chosen[int(p)] for p in places.round()]
+    if frames is None and settings.roi is None and settings.bin == 1:
+        return scan
+    return scan.select(frames, settings.roi, settings.bin)
+
+
+def references_for(
+    settings: CorrectSettings, scan: Scan, dark: NDArray[np.float32], factor: int
+) -> tuple[Reference, ...]:
+    """Matching references: those of `--refs` first, then those inside the scan."""
+    groups = list(scan.flats)
+    if settings.refs is not None:
+        given = open_references(settings.refs)
+        if settings.roi is not None or settings.bin > 1:
+            given = tuple(_cut_like(settings, scan, group) for group in given)
+        groups = [*given, *groups]
+    if not groups:
+        check_raw(scan, settings.force)
+        return ()
+    matches = match_references(scan, groups, settings.force)
+    for match in matches:
+        for warning in match.warnings:
+            log.info("%s: %s", match.references.origin, warning)
+    return tuple(mean_reference(match, dark, factor) for match in matches)
+
+
+def _cut_like(settings: CorrectSettings, scan: Scan, group: References) -> References:
+    whole = replace(scan, projections=group.frames, flats=(group,))
+    return whole.select(None, settings.roi, settings.bin).flats[0]
+
+
+def dark_for(settings: CorrectSettings, scan: Scan) -> NDArray[np.float32] | None:
+    """Mean dark `(h, w)`: of `--dark`, else of the scan, else None."""
+    if settings.dark is not None:
+        return mean_frame(open_references(settings.dark)[0].frames)
+    return scan_dark(scan)
+
+
+def correct_scan(
+    settings: CorrectSettings,
+    path: Path,
+    out: Path,
+    report: Report = silent,
+    team: Team | None = None,
+) -> Outcome | None:
+    """Correct one scan into `out`; resumes what a killed run of the same settings left.
+
+    With a `team` all its processes call this; they share the work, rank 0 assembles and has the
+    outcome, the others get None.
+
+    Raises
+    ------
+    TxmError : see `errors`; nothing half-written is left under the name `out`.
+    """
+    team = team or Team()
+    scan = open_for(settings, path)
+    model = load_model(
+        settings.model, settings.condition, team.device or choose_device(settings.device)
+    )
+    inputs = [p for p in (path, settings.refs, settings.dark) if p is not None]
+    options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
+    signature = run_signature(options, inputs, model.sha256)
+
+    def open_writer() -> ResultWriter:
+        return ResultWriter(
+            out,
+            scan.shape,
+            signature,
+            theta=scan.theta,
+            source=path if path.is_file() else None,
+            layout=settings.format,
+            overwrite=settings.overwrite,
+            rank=team.rank,
+        )
+
+    with team.first_of_all(open_writer) as writer:
+        shared = Shared(writer.part, team)
+        with shared.guard():
+            background = scan_background(settings, scan, model, shared, report)
+            mine = [s for i, s in enumerate(writer.slabs.starts()) if team.falls_to_us(i)]
+            divide(settings, scan, background, writer, mine, report)
+            if team.rank > 0:
+                return None
+            shared.wait(writer.names(), lambda done, total: report("waiting", done, total))
+            background = replace(background, amplitude=writer.values("amplitude"))
+            process = describe(settings, background, model, options)
+            writer.finish(process, lambda done, total: report("assembling", done, total))
+    return Outcome(out, background.verdict(), background, scan)
+
+
+def scan_background(
+    settings: CorrectSettings, scan: Scan, model: Model, pieces: Pieces, report: Report
+) -> Background:
+    """The background of a scan as the settings ask."""
+    h, w = scan.shape[1:]
+    dark = dark_for(settings, scan)
+    zero = np.zeros((h, w), np.float32)
+    factor = working_bin((h, w), model.spec.size)
+    return estimate_background(
+        scan,
+        model,
+        Draw(settings.sampler, settings.steps, settings.samples, settings.seed),
+        references=references_for(settings, scan, zero if dark is None else dark, factor),
+        dark=dark,
+        interval=settings.interval,
+        every=None if settings.every == "auto" else int(settings.every),
+        settle_keys=settings.settle,
+        scale_roi=settings.scale_roi,
+        memory=settings.memory,
+        report=report,
+        pieces=pieces,
+    )
+
+
+def describe(
+    settings: CorrectSettings,
+    background: Background,
+    model: Model,
+    options: dict[str, object],
+) -> Process:
+    """What is stored beside the frames."""
+    return Process(
+        key_index=background.keys,
+        jump_index=background.jumps,
+        log_background=KeyImages(background),
+        log_std=KeyImages(background, spread=True),
+        amplitude=background.amplitude,
+        flag=background.flag,
+        flag_names=NAMES,
+        lit=background.lit,
+        dark=background.dark,
+        scale=background.scale,
+        verdict=str(background.verdict()),
+        options=options,
+        model_sha256=model.sha256,
+        seed=settings.seed,
+    )
+
+
+def divide(
+    settings: CorrectSettings,
+    scan: Scan,
+    background: Background,
+    writer: ResultWriter,
+    starts: Sequence[int],
+    report: Report,
+) -> None:
+    """Write frame / background for the slabs that begin at `starts` and are not stored yet."""
+    missing = [start for start in starts if start not in writer.done()]
+    total = sum(writer.slabs.length(start) for start in starts)
+    done = total - sum(writer.slabs.length(start) for start in missing)
+    for start, counts in _read_ahead(settings, scan, background, writer, missing):
+        amplitude = divide_block(counts, background, start, settings.scale_roi, writer.pool)
+        writer.write(start, counts, amplitude=amplitude)
+        done += len(counts)
+        report("dividing", done, total)
+
+
+def divide_block(
+    counts: NDArray[np.float32],
+    background: Background,
+    start: int,
+    scale_roi: tuple[int, int, int, int] | None,
+    pool: ThreadPoolExecutor,
+) -> list[float]:
+    """Turn counts `(m, h, w)` into transmission, in place; returns the brightness of each frame."""
+
+    def one(i: int) -> float:
+        return divide_frame(counts[i], background, start + i, scale_roi)
+
+    return list(pool.map(one, range(len(counts))))
+
+
+def _read_ahead(
+    settings: CorrectSettings,
+    scan: Scan,
+    background: Background,
+    writer: ResultWriter,
+    starts: Sequence[int],
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Counts of slab after slab; the next ones are read meanwhile, as many as memory allows."""
+    h, w = scan.shape[1:]
+    fitting = int(settings.memory // (SLAB * h * w * SLAB_BYTES_PER_PIXEL))
+    ahead = min(max(fitting - 1, 0), MOST_AHEAD)
+
+    def read(start: int) -> NDArray[np.float32]:
+        stop = start + writer.slabs.length(start)
+        return read_counts(scan.projections, start, stop, background.dark)
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(read, start) for start in starts[:ahead]]
+        try:
+            for i, start in enumerate(starts):
+                if i + ahead < len(starts):
+                    coming.append(reader.submit(read, starts[i + ahead]))
+                yield start, coming.pop(0).result()
+        finally:
+            for future in coming:
+                future.cancel()

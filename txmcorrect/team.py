@@ -1,0 +1,200 @@
+"""Processes that work on one run: who am I, how many are we; named pieces of work that they share.
+
+Accelerate tells rank and size and carries one word at the start of each output. Everything else goes
+through the part folder, so that a piece is shared, kept across kills and done once by the same means,
+whatever the number of processes before and after.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from txmcorrect.errors import OutputError, TxmError
+from txmcorrect.scan import Array
+from txmcorrect.stream import PartFolder
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Arrays = Mapping[str, Array]
+Make = Callable[[int], Arrays]
+Progress = Callable[[int, int], None]
+POLL = 0.05  # seconds between looks at what the others did
+STALLED = 3600.0  # seconds in which no process finishes anything: something is wrong
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process among those of a run; `device` is what it works on, "" where it may choose."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = ""
+
+    def falls_to_us(self, number: int) -> bool:
+        """Whether piece `number` is ours. The rule is fixed, so nobody needs to ask."""
+        return number % self.size == self.rank
+
+    def first_of_all(self, make: Callable[[], T]) -> T:
+        """Call `make` in rank 0, then, where that went well, in the others.
+
+        Raises
+        ------
+        OutputError : rank 0 failed (in the others); what `make` raises (in rank 0).
+        """
+        if self.size == 1:
+            return make()
+        if self.rank > 0:
+            reason = self._hear(None)
+            if reason:
+                raise OutputError(f"rank 0 stopped: {reason}")
+            return make()
+        try:
+            made = make()
+        except BaseException as error:
+            self._hear(str(error) or type(error).__name__)
+            raise
+        self._hear("")
+        return made
+
+    def _hear(self, word: str | None) -> str:
+        """What rank 0 says, in every rank."""
+        from accelerate.utils import broadcast_object_list
+
+        words = [word]
+        try:
+            broadcast_object_list(words, from_process=0)
+        except RuntimeError as error:  # the other end has closed
+            raise OutputError(f"rank {self.rank}: the other processes are gone ({error})") from None
+        return words[0] or ""
+
+
+@contextmanager
+def assembled(device: str) -> Iterator[Team]:
+    """Join the other processes that a launcher started (`accelerate launch`, torchrun), if any.
+
+    `device` is `auto`, `cpu` or `cuda`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Team()
+        return
+    import torch
+    from accelerate import PartialState
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    try:
+        yield Team(
+            state.process_index, state.num_processes, "" if on_cpu else f"cuda:{state.device.index}"
+        )
+    finally:
+        state.destroy_process_group()
+
+
+class Pieces(Protocol):
+    """Numbered pieces of work of several kinds, each a few arrays."""
+
+    def each(
+        self, kind: str, count: int, make: Make, progress: Progress | None = None
+    ) -> Iterator[Arrays]:
+        """Yield pieces `0..count` of a kind in order; `make(i)` makes one that nobody has made yet."""
+        ...
+
+    def get(self, kind: str, number: int) -> Arrays:
+        """A piece that was made before."""
+        ...
+
+
+class InMemory:
+    """Pieces that live as long as this object, for arrays that never were files."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, int], Arrays] = {}
+
+    def each(
+        self, kind: str, count: int, make: Make, progress: Progress | None = None
+    ) -> Iterator[Arrays]:
+        for number in range(count):
+            self._made[kind, number] = make(number)
+            if progress is not None:
+                progress(number + 1, count)
+            yield self._made[kind, number]
+
+    def get(self, kind: str, number: int) -> Arrays:
+        return self._made[kind, number]
+
+
+class Shared:
+    """Pieces in a part folder: what one process made, in this run or one before, all have.
+
+    Raises
+    ------
+    OutputError : another process failed or fell silent, or the disk is full.
+    """
+
+    def __init__(self, part: PartFolder, team: Team) -> None:
+        self.part, self.team = part, team
+
+    def each(
+        self, kind: str, count: int, make: Make, progress: Progress | None = None
+    ) -> Iterator[Arrays]:
+        names = [piece_name(kind, number) for number in range(count)]
+        for number, name in enumerate(names):
+            if self.team.falls_to_us(number) and name not in self.part.names():
+                self.part.save_arrays(name, **make(number))
+            if progress is not None:
+                progress(number + 1, count)
+        self.wait(names)
+        for name in names:
+            yield self.part.load_arrays(name)
+
+    def get(self, kind: str, number: int) -> Arrays:
+        return self.part.load_arrays(piece_name(kind, number))
+
+    def wait(self, names: Collection[str], progress: Progress | None = None) -> None:
+        """Return once all these shards exist, whoever makes them."""
+        wanted, last, before = set(names), time.monotonic(), -1
+        while not wanted <= self.part.names():
+            self.part.refresh()
+            self._look_after_others()
+            done = len(self.part.names())
+            if done != before:
+                before, last = done, time.monotonic()
+            elif time.monotonic() - last > STALLED:
+                raise OutputError(
+                    f"{self.part.out}: no process has finished anything for {STALLED:.0f} s; "
+                    "stop them all and run the same command again"
+                )
+            if progress is not None:
+                progress(len(wanted & self.part.names()), len(wanted))
+            time.sleep(POLL)
+
+    def _look_after_others(self) -> None:
+        failed = self.part.failures()
+        if failed:
+            rank, reason = min(failed.items())
+            raise OutputError(f"{self.part.out}: rank {rank} stopped: {reason}")
+        if self.team.rank > 0 and self.part.is_free():
+            raise OutputError(f"{self.part.out}: rank 0 is gone; run the same command again")
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Let the others know when this process fails: they need not wait for it."""
+        try:
+            yield
+        except BaseException as error:
+            if self.team.size > 1:
+                said = str(error) if isinstance(error, TxmError) else repr(error)
+                self.part.note_failure(said or type(error).__name__)
+            raise
+
+
+def piece_name(kind: str, number: int) -> str:
+    """Name of a piece's shard."""
+    return f"{kind}-{number:05d}"
