@@ -121,7 +121,11 @@ def test_the_worst_cell_is_that_of_largest_error(cells):
 
 
 def test_plans_hold_what_they_promise():
-    assert len(bench.PLANS["core"].settings) == 4 * 5 and bench.PLANS["core"].seeds == 10
+    core = bench.PLANS["core"]
+    assert core.seeds == 10 and len(set(core.settings)) == len(core.settings)
+    assert {s.kind for s in core.settings} == set(bench.KINDS)
+    assert {s.references for s in core.settings} == set(bench.REFERENCES)
+    assert all(s.shape == (256, 256) for s in core.settings)
     assert len(bench.PLANS["grid"].settings) == 4 * 3 * 2 * 5
     names = [s.name for plan in bench.PLANS.values() for s in plan.settings]
     assert all("/" not in name for name in names)

@@ -21,7 +21,7 @@ from txmcorrect.baselines import (
 from txmcorrect.baselines.frames import pair_mean
 from txmcorrect.judge import checks, implants, scenes
 from txmcorrect.judge.checks import CHECKS, judge, trusted
-from txmcorrect.judge.failures import FAILURES, plant_failures
+from txmcorrect.judge.failures import FAILURES, failure_places, plant_failures
 from txmcorrect.judge.trial import log_error, start_trial
 from txmcorrect.simulate import stream
 
@@ -176,8 +176,8 @@ def test_wrong_bank_is_not_asked_of_those_that_use_none(scene):
 def test_planted_failures_are_what_they_are_called(scene):
     spoilt_scene, spoilt = plant_failures(scene, 0)
     light, was = (s.problem.frames - s.problem.dark for s in (spoilt_scene, scene))
-    places = np.linspace(1, len(light) - 3, len(FAILURES)).astype(int)
-    at = dict(zip(FAILURES, places, strict=True))
+    at = failure_places(len(light))
+    assert set(at) == set(FAILURES) and len(set(at.values())) == len(FAILURES)
     lit = scene.problem.lit
     assert light[at["covered"]][lit].mean() < 0.4 * was[at["covered"]][lit].mean()
     assert abs(light[at["beam-dump"]].mean()) < 2
@@ -202,6 +202,9 @@ def test_flags_are_scored_by_recall_and_precision(scene):
 
     found = finding("flags", watchful, scene)
     assert found.passed and found.figures["recall"] > 0.8 and found.figures["precision"] > 0.5
+    assert found.figures["flagged_covered"] == found.figures["flagged_beam-dump"] == 1
+    blind = finding("flags", knowing(scene), scene).figures
+    assert blind["recall"] == blind["flagged_half-lit"] == 0
 
 
 def test_calibration_tells_right_spread_from_wrong(scene):
@@ -214,32 +217,38 @@ def test_calibration_tells_right_spread_from_wrong(scene):
         def smooth():
             return rng.normal(0, 0.02, truth.shape)
 
-        centre = truth + smooth()
-        samples = np.stack([centre + spread_right * smooth() for _ in range(24)]).astype(np.float32)
-        mean = samples.mean(0)
-        return lambda problem: Estimate(mean, samples=samples, std=samples.std(0, ddof=1))
+        centre = (truth + smooth()).astype(np.float32)
+
+        def draw(count):
+            deviations = np.stack([spread_right * smooth() for _ in range(count)])
+            return (centre + deviations - deviations.mean(0)).astype(np.float32)
+
+        std = np.full_like(centre, 0.02 * spread_right)
+        return lambda problem: Estimate(centre, sampler=draw, std=std)
 
     good, sure = (finding("calibration", sampler(s), scene) for s in (1.0, 0.3))
     assert good.passed and good.figures["coverage"] == pytest.approx(0.9, abs=0.03)
     assert good.figures["coverage_slow"] == pytest.approx(0.9, abs=0.05)
     assert sure.passed is False
-    assert good.figures["crps"] < sure.figures["crps"]
+    assert sure.figures["coverage_slow"] < 0.6
+    for name in ("crps", "crps_slow"):
+        assert 0 < good.figures[name] < sure.figures[name]
     assert finding("calibration", knowing(scene), scene).passed is None
 
     def with_std_only(problem):
-        return replace(sampler(1.0)(problem), samples=None)
+        return replace(sampler(1.0)(problem), sampler=None)
 
     assert finding("calibration", with_std_only, scene).figures["coverage"] > 0.85
 
 
 def test_the_same_noise_falls_on_other_samples(scene):
-    empty = scenes.empty(scene)
+    empty = scene.emptied
     np.testing.assert_allclose(
         scenes.expose(empty, scene.truth.transmission).problem.frames,
         scene.problem.frames,
         atol=0.5,
     )
-    swapped = scenes.swap_neighbours(scene)
+    swapped = scene.swapped
     difference = np.abs(swapped.problem.frames - scene.problem.frames).max((1, 2))
     assert (difference[::4] < 0.01).all()
     assert (np.delete(difference, np.s_[::4]) > 100).all()

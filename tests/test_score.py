@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from txmcorrect import score
+from txmcorrect.background import methods
 from txmcorrect.baselines import PEERS, Estimate, Flats
 from txmcorrect.config import EvaluateSettings, UsageError
 from txmcorrect.errors import FormatError, ModelError, TxmError
@@ -16,6 +17,7 @@ from txmcorrect.judge import recorded, scenes
 from txmcorrect.scoring import comparison, model, real, truth
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.synthesize import write_bank, write_truth
+from txmcorrect.weights import Model, ModelSpec
 
 SHAPE = (48, 64)
 
@@ -245,16 +247,21 @@ def test_the_pipeline_is_judged_like_a_peer(scan, monkeypatch):
         flag = np.array([0, 16, 256, 0], np.uint32)
         scale = "reference (stale, exposure and current recorded)"
 
+        notes = ()
+
         def log_background(self, frame):
             return np.log(scan.background[frame])
 
-    def pipeline(given, network, draw, *, references, dark, interval):
+    def pipeline(given, network, draw, *, references, dark, interval, settle_keys):
         seen.update(scan=given, references=references, interval=interval)
         return Answer()
 
-    monkeypatch.setattr(model, "estimate_background", pipeline)
+    monkeypatch.setattr(methods, "estimate_background", pipeline)
     problem = scenes.problem_of(scan)
-    estimate: Estimate = model.model_method(None, model.Draw(samples=1), interval=1)(problem)
+    network = Model(None, ModelSpec({}, "pair", 10, 64), "0" * 64, "here")
+    (method,) = model.candidate(network, model.Draw(samples=1), interval=2).values()
+    estimate: Estimate = method(problem)
+    assert seen["interval"] == 2
     np.testing.assert_allclose(estimate.log_background, np.log(scan.background), rtol=1e-6)
     assert estimate.scale == "absolute"
     assert estimate.flags.tolist() == [False, True, False, False]  # a jump is a remark

@@ -221,7 +221,9 @@ class DiffusionSettings(Part):
 
     schedule: str = Field("linear", description="A name of diffusion.schedules.SCHEDULES.")
     timesteps: int = Field(1000, ge=2)
-    target: Literal["eps", "x0", "v"] = "v"
+    target: Literal["eps", "x0", "v", "mean"] = Field(
+        "v", description="What the network predicts; mean: a regression without any noise."
+    )
     loss: Literal["l1", "l2", "huber"] = "l2"
     snr_weight: Literal["none", "min-snr", "sigmoid"] = "none"
     uncon_ratio: float = Field(0.25, ge=0, le=1, description="Share of items without condition.")
@@ -412,6 +414,10 @@ class EvaluateSettings(ReadSettings):
     methods: str = option("", "Methods to compare, separated by commas; default all.")
     real: Path | None = option(None, "Compare on the real scans in this folder instead.")
     model: str = option("bundled", "Model file, `bundled`, or `none` for the peers alone.")
+    regression: Path | None = option(None, "U-Net regression to compare with: a model file.")
+    readme: Path | None = option(
+        None, "Text file whose `<!-- table: compare -->` is brought up to date."
+    )
     condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How the model's samples are drawn.")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
-from txmcorrect.background.estimate import Draw
-from txmcorrect.background.pipeline import Background, estimate_background
+from txmcorrect.background.course import Background
+from txmcorrect.background.estimate import BATCH, Draw, draw_samples
+from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
 from txmcorrect.background.scale import Reference
 from txmcorrect.baselines.contract import Estimate, Flats, Method, NotApplicableError, Problem
@@ -18,33 +22,57 @@ from txmcorrect.scan import ArrayFrames, Scan
 from txmcorrect.weights import Model
 
 
-def pair_method(model: Model, draw: Draw) -> Method:
-    """Source 0's condition: a frame and its neighbour; references give fixed pattern and scale."""
+def pair_method(model: Model, draw: Draw, interval: int = 1, settle_keys: int = 5) -> Method:
+    """Source 0's condition: a frame and its neighbour; references give fixed pattern and scale.
+
+    `settle_keys` 1, one sample and one evaluation after another is source 0's own recipe.
+    """
 
     def method(problem: Problem) -> Estimate:
-        return _estimate(problem, model, draw, settle_keys=5)
+        return _estimate(problem, model, draw, interval, settle_keys)
 
     return method
 
 
-def stack_method(model: Model, draw: Draw) -> Method:
-    """The window of frames around each, and every reference there is."""
+def stack_method(model: Model, draw: Draw, interval: int = 1) -> Method:
+    """The window of frames around each, and every reference there is; pairs' `interval` is unused."""
 
     def method(problem: Problem) -> Estimate:
-        return _estimate(problem, model, draw, settle_keys=SETTLE_STACK)
+        return _estimate(problem, model, draw, 1, SETTLE_STACK)
 
     return method
 
 
 Placed = tuple[Flats | None, int | None]  # flats, and how many frames were taken before them
 SETTLE_STACK = 5  # key frames; see `keyframes.settle`
-METHODS: dict[str, Callable[[Model, Draw], Method]] = {"pair": pair_method, "stack": stack_method}
+METHODS: dict[str, Callable[[Model, Draw, int], Method]] = {
+    "pair": pair_method,
+    "stack": stack_method,
+}
 
 
-def _estimate(problem: Problem, model: Model, draw: Draw, settle_keys: int) -> Estimate:
-    if len(problem.frames) < 2:
-        raise NotApplicableError("expected at least two frames, got one")
-    scan = Scan(
+def _estimate(
+    problem: Problem, model: Model, draw: Draw, interval: int, settle_keys: int
+) -> Estimate:
+    if len(problem.frames) <= interval:
+        raise NotApplicableError(
+            f"expected more than {interval} frames, got {len(problem.frames)}: nothing to pair with"
+        )
+    background = estimate_background(
+        as_scan(problem),
+        model,
+        draw,
+        references=references_of(problem, model.spec.size),
+        dark=problem.dark,
+        interval=interval,
+        settle_keys=settle_keys,
+    )
+    return as_estimate(background, model, draw)
+
+
+def as_scan(problem: Problem) -> Scan:
+    """The frames as a scan that was read from a file."""
+    return Scan(
         path=Path("problem"),
         format="arrays",
         projections=ArrayFrames(problem.frames),
@@ -52,15 +80,6 @@ def _estimate(problem: Problem, model: Model, draw: Draw, settle_keys: int) -> E
         theta=problem.theta,
         current_ma=problem.current_ma,
     )
-    background = estimate_background(
-        scan,
-        model,
-        draw,
-        references=references_of(problem, model.spec.size),
-        dark=problem.dark,
-        settle_keys=settle_keys,
-    )
-    return as_estimate(background, draw)
 
 
 def references_of(problem: Problem, size: int) -> tuple[Reference, ...]:
@@ -102,16 +121,48 @@ def _reference(
     )
 
 
-def as_estimate(background: Background, draw: Draw) -> Estimate:
+def as_estimate(background: Background, model: Model, draw: Draw) -> Estimate:
     """Every frame's log background; flags that are mere remarks do not count."""
-    n = len(background.amplitude)
     std = None
     if draw.samples > 1:
-        nearest = np.abs(np.arange(n)[:, None] - background.keys[None]).argmin(1)
-        std = np.stack([background.key_std(int(k)) for k in nearest])
+        std = np.stack([background.key_std(int(k)) for k in _nearest_keys(background)])
+    n = len(background.amplitude)
     return Estimate(
         log_background=np.stack([background.log_background(i) for i in range(n)]),
         scale="absolute" if background.scale.startswith("reference") else "relative",
-        flags=(background.flag & ~np.uint32(REMARKS)) != 0,
+        # What is noted of a run, such as a bank of another optic, is a doubt about all frames.
+        flags=((background.flag & ~np.uint32(REMARKS)) != 0) | bool(background.notes),
+        sampler=None if draw.samples == 1 else partial(sample_background, background, model, draw),
         std=std,
     )
+
+
+def _nearest_keys(background: Background) -> NDArray[np.intp]:
+    """The key frame that each frame takes its spread from, `(n,)`."""
+    n = len(background.amplitude)
+    return np.asarray(np.abs(np.arange(n)[:, None] - background.keys[None]).argmin(1))
+
+
+def sample_background(
+    background: Background, model: Model, draw: Draw, count: int
+) -> NDArray[np.float32]:
+    """Draws of the log background about the one that was found, `(count, n, h, w)`.
+
+    What is drawn is the spread, that of the nearest key frame: samples less their own mean. The
+    mean is the result itself, which is settled over key frames and levelled.
+    """
+    assert background.conditions is not None
+    several = replace(draw, samples=count)
+    keys, spread = background.keys, []
+    for start in range(0, len(keys), BATCH):
+        batch = keys[np.minimum(np.arange(start, start + BATCH), len(keys) - 1)]
+        cond, to_log = background.conditions(batch)
+        samples = draw_samples(model, cond, to_log, several)[:, : len(keys) - start]
+        spread.append((samples - samples.mean(0)).numpy())
+    small = np.concatenate(spread, 1)
+    out = np.empty((count, len(background.amplitude), *background.lit.shape), np.float32)
+    for frame, key in enumerate(_nearest_keys(background)):
+        middle = background.log_background(frame)
+        for k in range(count):
+            out[k, frame] = middle + background.native(small[k, key])
+    return out

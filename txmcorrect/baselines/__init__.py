@@ -17,6 +17,7 @@ from txmcorrect.baselines.contract import (
     Flats,
     Image,
     Method,
+    MissingPackageError,
     NotApplicableError,
     Problem,
     correct,
@@ -28,12 +29,14 @@ __all__ = [
     "Estimate",
     "Flats",
     "Method",
+    "MissingPackageError",
     "NotApplicableError",
     "Problem",
     "correct",
     "gain_error",
     "oracle",
     "over_smoothed",
+    "too_sure",
 ]
 
 PEERS: dict[str, Method] = {
@@ -55,11 +58,13 @@ PEERS: dict[str, Method] = {
     "basic": external.basic,
 }
 
-# Methods that every honest judge must catch; two more need the truth (below).
+# Methods that every honest judge must catch; three more need the truth (below).
 BAD: dict[str, Method] = {
     "bad:blur-division": frames.blur_division,
     "bad:erase-all": frames.erase_all,
     "bad:identity": references.no_correction,
+    "bad:neighbours": frames.neighbours_mean,
+    "bad:any-bank": references.bank_mean,
 }
 
 
@@ -88,6 +93,33 @@ def over_smoothed(log_background: Image, additive: Image | None = None) -> Metho
         wanted = gaussian_filter(correct(problem, right), (0, 2, 2))
         return replace(
             right, log_background=np.log(light / np.maximum(wanted, 1e-3)).astype(np.float32)
+        )
+
+    return method
+
+
+def too_sure(log_background: Image, additive: Image | None = None) -> Method:
+    """Deliberately bad: off by smooth errors of two per cent, sure to half a per cent."""
+
+    def method(problem: Problem) -> Estimate:
+        rng = np.random.default_rng(0)
+        n, h, w = problem.shape
+
+        def smooth(rms: float) -> Image:
+            """Four by four slow cosine modes, frame by frame."""
+            waves = [np.cos(np.pi * np.outer(np.arange(4), np.arange(s) + 0.5) / s) for s in (h, w)]
+            field = np.einsum(
+                "nij,iy,jx->nyx", rng.standard_normal((n, 4, 4)), *waves, optimize=True
+            )
+            return (rms * field / field.std((1, 2), keepdims=True)).astype(np.float32)
+
+        found = log_background + smooth(0.02)
+        return Estimate(
+            found,
+            "absolute",
+            sampler=lambda count: np.stack([found + smooth(0.005) for _ in range(count)]),
+            std=np.full((n, h, w), 0.005, np.float32),
+            additive=additive,
         )
 
     return method

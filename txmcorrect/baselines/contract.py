@@ -22,6 +22,10 @@ class NotApplicableError(TxmError):
     """A method needs something that this scan, or this machine, does not have."""
 
 
+class MissingPackageError(NotApplicableError):
+    """A method needs a package that this machine does not have, yet."""
+
+
 @dataclass(frozen=True)
 class Flats:
     """References of one moment, or a bank: `counts` `(m, h, w)`, dark included; ring current `(m,)`."""
@@ -85,14 +89,15 @@ class Estimate:
     log_background : `(n, h, w)` float32, natural log of the counts of an empty frame, dark excluded.
     scale : `absolute` where the method vouches for the level, else `relative`.
     flags : `(n,)` frames the method itself distrusts.
-    samples : `(k, n, h, w)` draws of the posterior, or None; std : `(n, h, w)` spread, or None.
+    sampler : draws `(k, n, h, w)` of the posterior when asked for k of them, or None; std : `(n, h, w)`
+    spread, or None.
     additive : `(h, w)` light that does not scale with transmission; subtracted before the division.
     """
 
     log_background: Image
     scale: Scale = "relative"
     flags: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    samples: Image | None = None
+    sampler: Callable[[int], Image] | None = field(default=None, repr=False)
     std: Image | None = None
     additive: Image | None = None
 

@@ -16,10 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from txmcorrect.baselines.contract import Estimate, NotApplicableError, Problem, brightness
+from txmcorrect.baselines.contract import (
+    Estimate,
+    MissingPackageError,
+    NotApplicableError,
+    Problem,
+    brightness,
+)
 from txmcorrect.errors import TxmError
 
 TIMEOUT_S = 600
+# Peer -> name in the variable, module that it needs.
+PACKAGES = {"nabu-pca": ("nabu", "nabu.preproc.flatfield"), "basic": ("basic", "basicpy")}
 
 # Jailin et al. 2017 as nabu implements it: weights by least squares on strips at both sides.
 NABU = """
@@ -52,7 +60,7 @@ def nabu_pca(problem: Problem) -> Estimate:
     """Nabu's PCAFlatsDecomposer and PCAFlatsNormalizer on the bank of references."""
     if problem.bank is None or len(problem.bank.counts) < 3:
         raise NotApplicableError("expected a bank of at least 3 references, got fewer")
-    python = _python("nabu", "nabu.preproc.flatfield")
+    python = _python(*PACKAGES["nabu-pca"])
     flats = np.maximum(problem.bank.counts - problem.dark, 0.5).astype(np.float32)
     frames = np.maximum(problem.frames - problem.dark, 0.5).astype(np.float32)
     return Estimate(_run(python, NABU, frames=frames, flats=flats))
@@ -60,7 +68,7 @@ def nabu_pca(problem: Problem) -> Estimate:
 
 def basic(problem: Problem) -> Estimate:
     """BaSiC's smooth flat-field of the stack, times each frame's brightness."""
-    python = _python("basic", "basicpy")
+    python = _python(*PACKAGES["basic"])
     gain = brightness(problem).astype(np.float32)[:, None, None]
     light = np.maximum(problem.frames - problem.dark, 0.5)
     level = np.exp(gain - gain.mean())
@@ -70,6 +78,14 @@ def basic(problem: Problem) -> Estimate:
     )
 
 
+def is_available(peer: str) -> bool:
+    """Whether a peer of another package can run here."""
+    try:
+        return bool(_python(*PACKAGES[peer]))
+    except MissingPackageError:
+        return False
+
+
 @cache
 def _python(name: str, module: str) -> str:
     """The interpreter that has `module`, or the reason why there is none."""
@@ -77,7 +93,7 @@ def _python(name: str, module: str) -> str:
     python = os.environ.get(variable, sys.executable)
     probe = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
     if probe.returncode:
-        raise NotApplicableError(
+        raise MissingPackageError(
             f"expected {module} to be importable by {Path(python).name}, it is not: set {variable}"
         )
     return python

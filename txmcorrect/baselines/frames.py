@@ -63,6 +63,14 @@ def pair_smoothed_mean(problem: Problem, interval: int = 1) -> Estimate:
     return Estimate(gaussian_filter(rough, (0, PAIR_SMOOTH_PX, PAIR_SMOOTH_PX)))
 
 
+def neighbours_mean(problem: Problem) -> Estimate:
+    """Deliberately bad: each frame divided by the mean of the frames around it, samples and all."""
+    light, gain = _level_out(problem)
+    first = np.concatenate([light[1:2], light[:-1]])
+    last = np.concatenate([light[1:], light[-2:-1]])
+    return Estimate((np.log((first + last) / 2) + gain).astype(np.float32))
+
+
 def blur_division(problem: Problem) -> Estimate:
     """Deliberately bad: each frame divided by its own blur; perfectly flat, and the sample is gone."""
     sigma = max(problem.lit.shape) / 32

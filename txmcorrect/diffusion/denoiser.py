@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-Target = Literal["eps", "x0", "v"]
+Target = Literal["eps", "x0", "v", "mean"]
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,23 @@ class Preconditioning:
     """What the network is asked for, and how its input and output are scaled.
 
     `eps` the noise, `x0` the image, `v` the EDM mixture (Karras et al. 2022, Table 1), which for
-    `sigma_data = 1` is the v-prediction of VP models (Salimans and Ho 2022) up to sign.
+    `sigma_data = 1` is the v-prediction of VP models (Salimans and Ho 2022) up to sign. `mean` is the
+    image given the condition alone: `x` is hidden from the network, which makes it a regression.
     """
 
     target: Target = "v"
     sigma_data: float = 1.0
 
     def scale_in(self, sigma: Tensor) -> Tensor:
+        if self.target == "mean":
+            return torch.zeros_like(sigma)
         return 1 / torch.sqrt(sigma**2 + self.sigma_data**2)
 
     def x0_hat(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
         """Network output -> estimate of x0; `sigma` broadcasts over `x`."""
         if self.target == "eps":
             return x - sigma * output
-        if self.target == "x0":
+        if self.target in ("x0", "mean"):
             return output
         total = sigma**2 + self.sigma_data**2
         return x * self.sigma_data**2 / total + output * sigma * self.sigma_data / total.sqrt()
@@ -97,7 +100,7 @@ class Preconditioning:
         """What the output should have been; the inverse of `x0_hat`."""
         if self.target == "eps":
             return (x - x0) / sigma
-        if self.target == "x0":
+        if self.target in ("x0", "mean"):
             return x0
         total = sigma**2 + self.sigma_data**2
         skip = x * self.sigma_data**2 / total

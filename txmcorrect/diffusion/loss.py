@@ -24,6 +24,8 @@ def snr_weight(kind: str, sigma: Tensor, target: str) -> Tensor:
     stated for the loss on x0 and converted to the target in use.
     """
     snr = 1 / sigma**2
+    if target == "mean":  # noise levels mean nothing to a regression
+        return torch.ones_like(snr)
     to_target = {"x0": torch.ones_like(snr), "eps": 1 / snr, "v": 1 / (snr + 1)}[target]
     if kind == "min-snr":
         return snr.clamp_max(5.0) * to_target

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,11 +17,14 @@ from txmcorrect.baselines import (
     BAD,
     PEERS,
     Method,
+    MissingPackageError,
     NotApplicableError,
     gain_error,
     oracle,
     over_smoothed,
+    too_sure,
 )
+from txmcorrect.baselines.external import is_available
 from txmcorrect.errors import TxmError
 from txmcorrect.judge.checks import CHECKS, judge
 from txmcorrect.judge.scenes import (
@@ -34,7 +38,7 @@ from txmcorrect.judge.scenes import (
 )
 from txmcorrect.judge.trial import Finding
 
-VERSION = 2  # of the judge; cells of another version are run again
+VERSION = 3  # of the judge; cells of another version are run again
 DRIFTS: tuple[Drift, ...] = ("slow", "medium", "fast")
 KINDS: tuple[Kind, ...] = ("mosaic-sparse", "mosaic-dense", "tomo", "film")
 REFERENCES: tuple[References, ...] = ("bank+stale", "before-after", "stale", "none", "fresh")
@@ -44,18 +48,23 @@ KNOWING: dict[str, Callable[..., Method]] = {
     "oracle": oracle,
     "bad:gain-error": gain_error,
     "bad:over-smoothed": over_smoothed,
+    "bad:too-sure": too_sure,
 }
 
 Progress = Callable[[str, int, int], None]
 Scenes = list[tuple[str, int, Callable[[], Scene]]]  # name, seed, how to make it
 
 
+SLOW = ("basic", "source0")  # methods that take ten times as long as all others
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Which settings, and how many seeds of each."""
+    """Which settings, how many seeds of each, and how many of them for slow methods."""
 
     settings: tuple[Setting, ...]
     seeds: int
+    slow_seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Cell:
     findings: dict[str, Finding] = field(default_factory=dict)
     skipped: str = ""
     error: str = ""
+    unavailable: bool = False  # skipped for want of a package: run again once it is there
     seconds: float = 0.0
 
     def figure(self, check: str, name: str) -> float:
@@ -77,7 +87,12 @@ class Cell:
 
 
 def _core() -> tuple[Setting, ...]:
-    return tuple(Setting(kind, references=r) for kind, r in product(KINDS, REFERENCES))
+    """Every kind with all that a user can have and with nothing; what lies between where it matters."""
+    sparse = [Setting("mosaic-sparse", references=r) for r in REFERENCES]
+    others: tuple[Kind, ...] = ("mosaic-dense", "tomo", "film")
+    ends: tuple[References, ...] = ("bank+stale", "none")
+    extremes = [Setting(kind, references=r) for kind, r in product(others, ends)]
+    return (*sparse, *extremes, Setting("tomo", references="before-after"))
 
 
 def _grid() -> tuple[Setting, ...]:
@@ -97,7 +112,9 @@ PLANS: dict[str, Plan] = {
         ),
         3,
     ),
-    "core": Plan(_core(), 10),
+    # Three quarters of an hour on one core; slow peers as long again.
+    "core": Plan(_core(), 10, slow_seeds=2),
+    # Kinds x drifts x counts x references: a night.
     "grid": Plan(_grid(), 3),
     "shapes": Plan(
         tuple(
@@ -116,13 +133,13 @@ def methods_for(scene: Scene, candidates: Mapping[str, Method]) -> dict[str, Met
 
 
 def plan_scenes(plan: Plan, first_seed: int = 0) -> Scenes:
-    """All scenes of a plan."""
+    """All scenes of a plan, seed by seed, so that an early table has every setting."""
 
     def maker(setting: Setting, seed: int) -> Callable[[], Scene]:
         return lambda: simulated_scene(setting, seed)
 
     seeds = range(first_seed, first_seed + plan.seeds)
-    return [(s.name, seed, maker(s, seed)) for s, seed in product(plan.settings, seeds)]
+    return [(s.name, seed, maker(s, seed)) for seed, s in product(seeds, plan.settings)]
 
 
 def run_scenes(
@@ -132,6 +149,7 @@ def run_scenes(
     only: tuple[str, ...] = (),
     progress: Progress | None = None,
     checks: tuple[str, ...] = tuple(CHECKS),
+    slow_seeds: int | None = None,
 ) -> list[Cell]:
     """Fill in the cells that are missing and return all; a scene is made only if one is.
 
@@ -140,14 +158,23 @@ def run_scenes(
     folder : keeps `cells/SETTING/SEED/METHOD.json`, each written at once or not at all.
     candidates : methods beside the peers; a name must change when what it names does, because a
     cell that exists is not run again. only : names to run; all where empty.
+    slow_seeds : scenes of each setting that slow methods run on; None: all.
     """
-    names = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
+    wanted = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
     cells = []
+    count: Counter[str] = Counter()
     for i, (name, seed, make) in enumerate(scenes):
+        count[name] += 1
+        late = slow_seeds is not None and count[name] > slow_seeds
+        names = [n for n in wanted if not (late and is_slow(n))]
         if progress:
             progress(f"{name} seed {seed}", i, len(scenes))
         paths = {m: cell_path(folder, name, seed, m) for m in names}
-        known = {m: cell for m, path in paths.items() if (cell := read_cell(path))}
+        known = {
+            m: cell
+            for m, path in paths.items()
+            if (cell := read_cell(path)) and not (cell.unavailable and is_available(m))
+        }
         missing = [m for m in names if m not in known]
         if missing:
             scene = make()
@@ -159,6 +186,11 @@ def run_scenes(
     return cells
 
 
+def is_slow(method: str) -> bool:
+    """Whether a method is left out of most seeds."""
+    return method.split(":")[0] in SLOW
+
+
 def run_cell(
     method: Method, name: str, scene: Scene, checks: tuple[str, ...] = tuple(CHECKS)
 ) -> Cell:
@@ -168,7 +200,8 @@ def run_cell(
     try:
         findings = judge(method, scene, checks)
     except NotApplicableError as reason:
-        return Cell(**cell, skipped=str(reason))
+        missing = isinstance(reason, MissingPackageError)
+        return Cell(**cell, skipped=str(reason), unavailable=missing)
     except TxmError as error:
         return Cell(**cell, error=str(error))
     return Cell(**cell, findings=findings, seconds=round(time.perf_counter() - start, 3))

@@ -22,8 +22,8 @@ from txmcorrect.baselines.contract import (
 )
 from txmcorrect.baselines.references import no_correction
 from txmcorrect.judge import implants as implant
-from txmcorrect.judge.failures import LEAST_FRAMES, plant_failures
-from txmcorrect.judge.scenes import KEPT_EVERY, Scene, empty, swap_neighbours, with_wrong_bank
+from txmcorrect.judge.failures import LEAST_FRAMES, failure_places, plant_failures
+from txmcorrect.judge.scenes import KEPT_EVERY, Scene, with_wrong_bank
 from txmcorrect.judge.tomogram import check_slices
 from txmcorrect.judge.trial import Finding, Trial, log_error, start_trial
 
@@ -36,6 +36,8 @@ NULL_RATIO = (0.8, 1.25)  # power over shot noise: below, noise was smoothed awa
 SWAP = 0.003  # rms change of log b when the neighbours show other samples
 LEAK = 0.01  # slope of log b on the neighbours' log T, octave by octave
 COVERAGE = (0.85, 0.95)  # share of truth in mean +- 1.645 sd, 0.90 wanted
+SAMPLES = 16  # draws that a spread is judged by
+PIXELS = 2048  # of a frame, for coverage and CRPS
 # A method that fails one of these is not trusted.
 CRITICAL = ("gain", "preservation", "null", "neighbours")
 
@@ -116,7 +118,7 @@ def slopes_pass(slopes: dict[int, float]) -> bool:
 
 def check_null(trial: Trial) -> Finding:
     """Flats passed as a scan come out as shot noise, octave by octave."""
-    scene = empty(trial.scene)
+    scene = trial.scene.emptied
     estimate = trial.method(scene.problem)
     corrected = correct(scene.problem, estimate)
     variance = np.exp(-scene.truth.log_background[:, trial.lit]).mean()
@@ -149,7 +151,7 @@ def check_neighbours(trial: Trial) -> Finding:
     octave by octave, on what changed in log T one, two or three frames away, the worst of these.
     The beam and the noise stay, so nothing but leakage shows.
     """
-    scene = swap_neighbours(trial.scene)
+    scene = trial.scene.swapped
     after = trial.method(scene.problem)
     change = (after.log_background - trial.estimate.log_background)[::KEPT_EVERY]
     rms = float(np.sqrt(np.mean(metrics.log_rms(change, trial.lit) ** 2)))
@@ -228,44 +230,68 @@ def check_flags(trial: Trial) -> Finding:
     estimate = trial.method(scene.problem)
     bad = metrics.log_rms(log_error(estimate, scene), trial.lit) > 3 * photon_noise(scene)
     bad |= spoilt
-    hits = int((bad & estimate.flags).sum())
+    flags = estimate.flags
+    hits = int((bad & flags).sum())
     recall = hits / int(bad.sum())
-    precision = hits / int(estimate.flags.sum()) if estimate.flags.any() else float("nan")
+    precision = hits / int(flags.sum()) if flags.any() else float("nan")
     figures = {"recall": recall, "precision": precision, "bad_frames": float(bad.sum())}
+    figures |= {f"flagged_{k}": float(flags[i]) for k, i in failure_places(len(flags)).items()}
     return Finding(recall >= 0.8 and precision >= 0.5, figures)
 
 
 def check_calibration(trial: Trial) -> Finding:
-    """Truth lies within mean +- 1.645 sd in nine cases of ten; also for the slowest modes."""
+    """Truth lies within mean +- 1.645 sd in nine cases of ten; also for the slowest modes.
+
+    Of the shape, frame by frame: the level has checks of its own. `crps` and `crps_slow` are in
+    units of the log background, the latter per mode of rms 1 over the frame.
+    """
     estimate, truth, lit = trial.estimate, trial.scene.truth.log_background, trial.lit
-    figures: dict[str, float] = {}
-    if estimate.samples is not None:
-        samples = _without_level(estimate.samples, lit)
-        mean, std = samples.mean(0), samples.std(0, ddof=1)
-        shape = _without_level(truth, lit)
-        figures["crps"] = metrics.crps_samples(shape[:, lit], samples[..., lit])
-        slow = [_slow_modes(x, lit) for x in (shape, mean)]
-        slow_std = np.stack([_slow_modes(s, lit) for s in samples]).std(0, ddof=1)
-        figures["coverage_slow"] = metrics.coverage(slow[0], slow[1], slow_std)
-    elif estimate.std is not None:
-        mean, std = (np.asarray(x, np.float64) for x in (estimate.log_background, estimate.std))
-        mean, shape = _without_level(mean, lit), _without_level(truth, lit)
-        figures["crps"] = metrics.crps_normal(shape[:, lit], mean[:, lit], std[:, lit])
-    else:
+    if estimate.sampler is not None:
+        return _sampled_calibration(estimate.sampler(SAMPLES), truth, lit)
+    if estimate.std is None:
         return Finding(None)
-    figures["coverage"] = metrics.coverage(shape[:, lit], mean[:, lit], std[:, lit])
-    wanted = [v for k, v in figures.items() if k.startswith("coverage")]
-    return Finding(all(COVERAGE[0] <= v <= COVERAGE[1] for v in wanted), figures)
+    mean, std = estimate.log_background[:, lit], estimate.std[:, lit]
+    mean, shape = (x - x.mean(1, keepdims=True) for x in (mean, truth[:, lit]))
+    figures = {
+        "coverage": metrics.coverage(shape, mean, std),
+        "crps": metrics.crps_normal(shape, mean, std),
+    }
+    return Finding(_covers(figures["coverage"]), figures)
+
+
+def _sampled_calibration(samples: Array, truth: Array, lit: NDArray[np.bool_]) -> Finding:
+    """Coverage and CRPS of `samples` `(k, n, h, w)`, in pixels and in the slowest modes."""
+    pixels: list[tuple[Array, Array]] = []
+    modes: list[tuple[Array, Array]] = []
+    some = np.flatnonzero(lit)
+    some = some[:: max(1, len(some) // PIXELS)]
+    for i, true in enumerate(truth):
+        drawn, shape = _without_level(samples[:, i], lit), _without_level(true, lit)
+        pixels.append((drawn.reshape(len(drawn), -1)[:, some], shape.ravel()[some]))
+        modes.append((_slow_modes(drawn, lit), _slow_modes(shape, lit)))
+    figures: dict[str, float] = {}
+    for name, parts in (("", pixels), ("_slow", modes)):
+        drawn = np.concatenate([d for d, _ in parts], 1)
+        shape = np.concatenate([t for _, t in parts])
+        mean, std = drawn.mean(0), drawn.std(0, ddof=1)
+        figures[f"coverage{name}"] = metrics.coverage(shape, mean, std)
+        figures[f"crps{name}"] = metrics.crps_samples(shape, drawn)
+    passed = _covers(figures["coverage"]) and _covers(figures["coverage_slow"])
+    return Finding(passed, figures)
+
+
+def _covers(share: float) -> bool:
+    return COVERAGE[0] <= share <= COVERAGE[1]
 
 
 def _without_level(images: Array, lit: NDArray[np.bool_]) -> Array:
     return np.asarray(images - images[..., lit].mean(-1)[..., None, None], np.float64)
 
 
-def _slow_modes(image: Array, lit: NDArray[np.bool_], side: int = 4) -> Array:
-    """The 15 slowest cosine modes of each frame, `(n, 15)`."""
-    modes = scipy.fft.dctn(np.where(lit, image, 0), axes=(-2, -1), norm="ortho")
-    slow = modes[..., :side, :side]
+def _slow_modes(images: Array, lit: NDArray[np.bool_], side: int = 4) -> Array:
+    """The slowest cosine modes of each image, `(..., h, w)` -> `(..., 15)`, as rms over the frame."""
+    modes = scipy.fft.dctn(np.where(lit, images, 0), axes=(-2, -1), norm="ortho")
+    slow = modes[..., :side, :side] / np.sqrt(lit.size)
     return np.asarray(slow.reshape(*slow.shape[:-2], -1)[..., 1:])
 
 

@@ -15,6 +15,12 @@ from txmcorrect.judge.scenes import Scene
 LEAST_FRAMES = 12
 
 
+def failure_places(frames: int) -> dict[str, int]:
+    """The frame, or the first frame, that each failure hits in a scan of so many frames."""
+    places = np.linspace(1, frames - 3, len(FAILURES)).astype(int)
+    return dict(zip(FAILURES, places.tolist(), strict=True))
+
+
 def plant_failures(scene: Scene, seed: int = 0) -> tuple[Scene, NDArray[np.bool_]]:
     """Plant one of each failure into a scan of at least 12 frames.
 
@@ -30,8 +36,8 @@ def plant_failures(scene: Scene, seed: int = 0) -> tuple[Scene, NDArray[np.bool_
     log_background = scene.truth.log_background.copy()
     transmission = scene.truth.transmission.copy()
     spoilt = np.zeros(n, np.bool_)
-    places = np.linspace(1, n - 3, len(FAILURES)).astype(int)
-    for place, (name, damage) in zip(places, FAILURES.items(), strict=True):
+    for name, place in failure_places(n).items():
+        damage = FAILURES[name]
         where = slice(place, n) if name == "jump" else slice(place, place + 1)
         light[where], change = damage(light[where], transmission[where], rng)
         spoilt[where] = name in SPOILT

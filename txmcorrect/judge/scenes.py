@@ -7,6 +7,7 @@ and from its stream of scans, which training never reads.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -58,12 +59,26 @@ class Truth:
 
 @dataclass(frozen=True)
 class Scene:
-    """A problem and its truth; `name` and `seed` say which."""
+    """A problem and its truth; `name` and `seed` say which. Variants are made once for all methods."""
 
     name: str
     seed: int
     problem: Problem
     truth: Truth
+
+    @cached_property
+    def emptied(self) -> Scene:
+        """The same beam without any sample: flats passed as a scan."""
+        return expose(self, np.ones_like(self.truth.transmission))
+
+    @cached_property
+    def swapped(self) -> Scene:
+        """Other samples in all frames but every fourth: turned over, and rolled by half a frame."""
+        transmission = self.truth.transmission.copy()
+        others = np.arange(len(transmission)) % KEPT_EVERY != 0
+        half = transmission.shape[-1] // 2
+        transmission[others] = np.roll(transmission[others, ::-1], half, axis=-1)
+        return expose(self, transmission)
 
 
 def simulated_scene(setting: Setting, seed: int) -> Scene:
@@ -132,20 +147,6 @@ def expose(scene: Scene, transmission: Array) -> Scene:
         problem=replace(problem, frames=frames.astype(np.float32)),
         truth=replace(truth, transmission=transmission.astype(np.float32)),
     )
-
-
-def empty(scene: Scene) -> Scene:
-    """The same beam without any sample: flats passed as a scan."""
-    return expose(scene, np.ones_like(scene.truth.transmission))
-
-
-def swap_neighbours(scene: Scene) -> Scene:
-    """Other samples in all frames but every fourth: turned over, and rolled by half a frame."""
-    transmission = scene.truth.transmission.copy()
-    swapped = np.arange(len(transmission)) % KEPT_EVERY != 0
-    half = transmission.shape[-1] // 2
-    transmission[swapped] = np.roll(transmission[swapped, ::-1], half, axis=-1)
-    return expose(scene, transmission)
 
 
 def with_wrong_bank(scene: Scene) -> Scene:

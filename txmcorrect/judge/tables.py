@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from txmcorrect.judge.bench import Cell
-from txmcorrect.judge.checks import CRITICAL
+from txmcorrect.judge.checks import CHECKS, CRITICAL
 from txmcorrect.judge.statistics import (
     Interval,
     geometric_interval,
@@ -196,10 +196,77 @@ def _summary(cells: list[Cell]) -> str:
     return text if preserves(cells) else f"*({text})*"
 
 
+def checks_table(cells: list[Cell]) -> str:
+    """What each check let pass and what it caught: a check that catches nothing checks nothing."""
+    rows = [
+        "| check | true background passes | fresh reference passes | deliberately bad methods caught |",
+        "|---|---|---|---|",
+    ]
+    fresh = [c for c in cells if c.method == "stale" and "_fresh_" in c.setting]
+    oracle = [c for c in cells if c.method == "oracle"]
+    for check in CHECKS:
+        bad: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if cell.method.startswith("bad:") and _verdicts([cell], check):
+                bad.setdefault(cell.method.removeprefix("bad:"), []).append(cell)
+        caught = [
+            f"{name} {v.count(False)}/{len(v)}"
+            for name, own in bad.items()
+            if False in (v := _verdicts(own, check))
+        ]
+        if not bad:
+            continue
+        passes = [
+            f"{v.count(True)}/{len(v)}" if (v := _verdicts(own, check)) else "-"
+            for own in ([] if check == "flags" else oracle, [] if check == "flags" else fresh)
+        ]
+        rows.append(f"| {check} | {' | '.join(passes)} | {', '.join(caught) or '**none**'} |")
+    return "\n".join(rows)
+
+
+def _verdicts(cells: list[Cell], check: str) -> list[bool]:
+    """What a check said, cell by cell, where it said anything."""
+    found = [c.findings[check].passed for c in cells if check in c.findings]
+    return [passed for passed in found if passed is not None]
+
+
+def short_name(setting: str) -> str:
+    """The parts of a setting's name that tell the settings of the core apart."""
+    parts = setting.split("_")
+    if len(parts) < 4:
+        return setting.replace("_", " ")
+    kind, drift, counts, references = parts[:4]
+    words = [kind.removeprefix("mosaic-"), references]
+    words += [w for w, usual in ((drift, "medium"), (counts, "5000")) if w != usual]
+    return " ".join(words)
+
+
+def short_table(groups: Group) -> str:
+    """Background error in per cent, means alone: for a page that cannot hold the intervals."""
+    settings = list(groups)
+    names = dict.fromkeys(m for methods in groups.values() for m in methods if is_peer(m))
+    rows = ["| method | " + " | ".join(map(short_name, settings)) + " |"]
+    rows.append("|---" * (len(settings) + 1) + "|")
+    for name in names:
+        cells = [groups[s].get(name, []) for s in settings]
+        if any(c.findings for one in cells for c in one):
+            rows.append(f"| {name} | " + " | ".join(_short(one) for one in cells) + " |")
+    return "\n".join(rows)
+
+
+def _short(cells: list[Cell]) -> str:
+    error = background_error(cells)
+    if error.n == 0:
+        return ""
+    text = f"{100 * error.mean:.2f}"
+    return text if preserves(cells) else f"*({text})*"
+
+
 def markdown(cells: list[Cell]) -> str:
     """The whole report as Markdown."""
     groups = group(cells)
     parts = ["# Comparison of background corrections", LEGEND, summary_table(groups)]
+    parts += ["## What the checks let pass and what they caught", checks_table(cells)]
     for setting, methods in groups.items():
         parts += [f"## {setting.replace('_', ' ')}", setting_table(methods)]
     return "\n\n".join(parts) + "\n"

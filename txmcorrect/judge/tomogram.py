@@ -2,42 +2,117 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from txmcorrect import metrics
-from txmcorrect.baselines.contract import Array, correct
+from txmcorrect.baselines.contract import Array, Image, correct
+from txmcorrect.judge.scenes import expose
 from txmcorrect.judge.trial import Finding, Trial
 from txmcorrect.recon.fbp import fbp
 from txmcorrect.recon.geometry import ParallelBeam
 
 SLICES = 8  # rows that are reconstructed, spread over the middle half of the frame
+SPHERE_DIAMETERS = (1 / 64, 1 / 16, 1 / 4)  # of the frame's width
+ABSORPTION = 0.1  # line integral through the middle of any planted sphere
+CONTRAST = 0.05  # planted spheres keep their contrast to within this
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """Lengths in pixels from the middle of the volume; `mu` attenuation per pixel."""
+
+    centre: tuple[float, float, float]  # z, y, x
+    radius: float
+    mu: float
 
 
 def check_slices(trial: Trial) -> Finding:
-    """Error of reconstructed slices, and contrast-to-noise of the densest tenth of the object.
+    """Error of reconstructed slices; contrast and contrast-to-noise of planted spheres.
 
     Compared with the reconstruction of the true transmission at the same angles, so that only
-    noise and background count; the level between objects cannot pass or fail by itself.
+    noise and background count. Spheres are planted into the raw frames: what they add to the
+    slices over what they should is their contrast, the noise is what is wrong around them.
     """
     problem, truth = trial.scene.problem, trial.scene.truth
     if problem.theta is None or truth.volume is None:
         return Finding(None)
-    h = problem.lit.shape[0]
+    h = trial.lit.shape[0]
     rows = np.unique(np.linspace(h // 4, max(3 * h // 4 - 1, h // 4), SLICES).astype(int))
-    found = correct(problem, trial.estimate)
-    found_slices = reconstruct(found[:, rows], problem.theta)
-    ideal = reconstruct(np.where(problem.lit, truth.transmission, 1)[:, rows], problem.theta)
-    solid, empty = _regions(truth.volume[rows])
-    return Finding(
-        None,
-        {
-            "slice_error": metrics.relative_error(found_slices, ideal),
-            "contrast_to_noise": metrics.contrast_to_noise(found_slices, solid, empty),
-            "contrast_to_noise_ideal": metrics.contrast_to_noise(ideal, solid, empty),
-        },
+    found = reconstruct(correct(problem, trial.estimate)[:, rows], problem.theta)
+    ideal = reconstruct(np.where(trial.lit, truth.transmission, 1)[:, rows], problem.theta)
+    figures = {"slice_error": metrics.relative_error(found, ideal)} | _sphere_figures(trial)
+    contrasts = [v for k, v in figures.items() if k.startswith("contrast_")]
+    return Finding(all(abs(c - 1) <= CONTRAST for c in contrasts), figures)
+
+
+def _sphere_figures(trial: Trial) -> dict[str, float]:
+    """`contrast_D` and `cnr_D` of a sphere of each diameter D in pixels."""
+    problem, truth, lit = trial.scene.problem, trial.scene.truth, trial.lit
+    theta = np.asarray(problem.theta)
+    spheres = plant_spheres((lit.shape[0], lit.shape[1]))
+    rows = [round(s.centre[0] + (lit.shape[0] - 1) / 2) for s in spheres]
+    shadow = np.exp(-project_spheres(spheres, (lit.shape[0], lit.shape[1]), theta))
+    planted = expose(trial.scene, truth.transmission * shadow)
+    estimate = trial.method(planted.problem)
+    before, after = (
+        reconstruct(correct(p, e)[:, rows], theta)
+        for p, e in ((problem, trial.estimate), (planted.problem, estimate))
     )
+    without, ideal = (
+        reconstruct(np.where(lit, t, 1)[:, rows], theta)
+        for t in (truth.transmission, planted.truth.transmission)
+    )
+    figures = {}
+    for k, sphere in enumerate(spheres):
+        inside, around = regions(sphere, lit.shape[1])
+        gained = float((after[k] - before[k])[inside].mean())
+        wanted = float((ideal[k] - without[k])[inside].mean())
+        noise = float((after[k] - ideal[k])[around].std())
+        name = f"{2 * sphere.radius:.0f}"
+        figures[f"contrast_{name}"] = gained / wanted
+        figures[f"cnr_{name}"] = abs(gained) / noise if noise > 0 else float("inf")
+    return figures
+
+
+def plant_spheres(shape: tuple[int, int]) -> list[Sphere]:
+    """A small, a middle and a large sphere at different heights around the axis."""
+    h, w = shape
+    heights = np.rint(np.linspace(-h / 4, h / 4, len(SPHERE_DIAMETERS)))
+    spheres = []
+    for k, (height, part) in enumerate(zip(heights, SPHERE_DIAMETERS, strict=True)):
+        radius, turn = max(part * w / 2, 2.0), 2 * np.pi * k / len(SPHERE_DIAMETERS)
+        z = float(height) + (0.0 if h % 2 else 0.5)  # the middle of a row
+        centre = z, 0.2 * w * float(np.sin(turn)), 0.2 * w * float(np.cos(turn))
+        spheres.append(Sphere(centre, radius, ABSORPTION / (2 * radius)))
+    return spheres
+
+
+def project_spheres(spheres: list[Sphere], shape: tuple[int, int], theta: Array) -> Image:
+    """Line integrals `(n, h, w)` at the angles `theta` `(n,)` in radians."""
+    z = (np.arange(shape[0]) - (shape[0] - 1) / 2)[:, None]
+    s = (np.arange(shape[1]) - (shape[1] - 1) / 2)[None]
+    out = np.zeros((len(theta), *shape), np.float32)
+    for sphere in spheres:
+        cz, cy, cx = sphere.centre
+        for image, angle in zip(out, theta, strict=True):
+            seen = cx * np.cos(angle) + cy * np.sin(angle)
+            chord2 = sphere.radius**2 - (z - cz) ** 2 - (s - seen) ** 2
+            image += (2 * sphere.mu * np.sqrt(np.maximum(chord2, 0))).astype(np.float32)
+    return out
+
+
+def regions(sphere: Sphere, width: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Well inside a sphere's middle slice, and a shell around it, `(width, width)`."""
+    along = np.arange(width) - (width - 1) / 2
+    _, cy, cx = sphere.centre
+    distance = np.hypot(along[:, None] - cy, along[None] - cx)
+    inside = distance <= max(0.7 * sphere.radius, 1.0)
+    shell = (distance > 1.3 * sphere.radius + 1) & (distance < 2 * sphere.radius + 4)
+    return inside, shell
 
 
 def reconstruct(transmission: Array, theta: Array) -> NDArray[np.float32]:
@@ -47,13 +122,3 @@ def reconstruct(transmission: Array, theta: Array) -> NDArray[np.float32]:
     width = sinograms.shape[-1]
     beam = ParallelBeam(torch.from_numpy(np.asarray(theta, np.float64)), width)
     return np.asarray(fbp(beam, width, sinograms).numpy(), np.float32)
-
-
-def _regions(volume: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The densest tenth of what is not empty, and what is empty within the inscribed circle."""
-    side = volume.shape[-1]
-    y, x = np.ogrid[:side, :side]
-    circle = (y - side / 2) ** 2 + (x - side / 2) ** 2 < (0.48 * side) ** 2
-    filled = volume[volume > 0]
-    dense = volume >= (np.quantile(filled, 0.9) if len(filled) else np.inf)
-    return dense & circle, (volume <= 0) & circle

@@ -1,38 +1,23 @@
-"""Our own pipeline as a method that the judge can run."""
+"""Networks as methods that the judge can run, under names that change when what they name does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from txmcorrect.background.estimate import Draw
-from txmcorrect.background.pipeline import Background, estimate_background
-from txmcorrect.background.quality import REMARKS
-from txmcorrect.background.scale import Reference
-from txmcorrect.baselines import Estimate, Flats, Method, NotApplicableError, Problem
-from txmcorrect.scan import ArrayFrames, Scan
-from txmcorrect.weights import Model
+from txmcorrect.background.methods import METHODS, pair_method
+from txmcorrect.baselines import Method
+from txmcorrect.errors import ModelError
+from txmcorrect.weights import Model, load_model
+
+# Source 0 draws one sample a frame and keeps it; ten evaluations where it takes fifty.
+SOURCE0 = Draw(sampler="ddpm", steps=10, samples=1)
 
 
-def model_method(model: Model, draw: Draw, interval: int = 1) -> Method:
-    """The pipeline behind `correct`, from a problem's frames and references to its estimate."""
-
-    def method(problem: Problem) -> Estimate:
-        if len(problem.frames) <= interval:
-            raise NotApplicableError(f"expected more than {interval} frames to pair")
-        scan = as_scan(problem)
-        references = tuple(
-            as_reference(problem, flats, name)
-            for name in ("stale", "before", "after", "bank")
-            if (flats := getattr(problem, name)) is not None
-        )
-        background = estimate_background(
-            scan, model, draw, references=references, dark=problem.dark, interval=interval
-        )
-        return as_estimate(background, draw)
-
-    return method
+def candidate(model: Model, draw: Draw, interval: int = 1) -> dict[str, Method]:
+    """The pipeline behind `correct` with this model, whatever its condition."""
+    name = method_name(model, draw) + ("" if interval == 1 else f"-i{interval}")
+    return {name: METHODS[model.spec.condition](model, draw, interval)}
 
 
 def method_name(model: Model, draw: Draw) -> str:
@@ -41,47 +26,23 @@ def method_name(model: Model, draw: Draw) -> str:
     return f"model:{kind}-{draw.sampler}{draw.steps}x{draw.samples}"
 
 
-def as_scan(problem: Problem) -> Scan:
-    """The frames as a scan that was read from a file."""
-    return Scan(
-        path=Path("problem"),
-        format="arrays",
-        projections=ArrayFrames(problem.frames),
-        darks=ArrayFrames(problem.dark[None]),
-        theta=problem.theta,
-        current_ma=problem.current_ma,
-    )
+def source0(model: Model) -> dict[str, Method]:
+    """A pair model sampled as source 0 does: one sample of every frame, as it comes."""
+    return {f"source0:{model.sha256[:6]}": pair_method(model, SOURCE0, settle_keys=1)}
 
 
-def as_reference(problem: Problem, flats: Flats, name: str) -> Reference:
-    """A reference as the pipeline takes it, scaled to the median current of the frames."""
-    light = flats.counts - problem.dark
-    n = len(problem.frames)
-    if flats.current_ma is None or problem.current_ma is None:
-        return Reference(light.mean(0, dtype=np.float32), np.zeros(n), False, name)
-    usual = float(np.median(problem.current_ma))
-    scale = (usual / flats.current_ma).astype(np.float32)[:, None, None]
-    exposure = np.log(problem.current_ma / usual)
-    return Reference((light * scale).mean(0, dtype=np.float32), exposure, True, name)
+def regression(path: Path, device: str) -> dict[str, Method]:
+    """A U-Net trained to say the mean at once: source 4's comparison (`configs/pair-regression.yaml`).
 
-
-def as_estimate(background: Background, draw: Draw) -> Estimate:
-    """Every frame's log background; flags that are mere remarks do not count."""
-    n = len(background.amplitude)
-    images = np.stack([background.log_background(i) for i in range(n)])
-    std = None
-    if draw.samples > 1:
-        nearest = np.abs(np.arange(n)[:, None] - background.keys[None]).argmin(1)
-        std = np.stack([background.key_std(int(k)) for k in nearest])
-    return Estimate(
-        log_background=images.astype(np.float32),
-        scale="absolute" if background.scale.startswith("reference") else "relative",
-        flags=(background.flag & ~np.uint32(REMARKS)) != 0,
-        std=std,
-    )
-
-
-def candidate(model: Model, draw: Draw, interval: int = 1) -> dict[str, Method]:
-    """The model under a name that tells it from others."""
-    name = method_name(model, draw) + ("" if interval == 1 else f"-i{interval}")
-    return {name: model_method(model, draw, interval)}
+    Raises
+    ------
+    ModelError : the file is no model of the pair condition, or one that diffuses.
+    """
+    model = load_model(path, "pair", device)
+    if model.spec.target != "mean":
+        raise ModelError(
+            f"--regression {path}: expected a model trained with `target: mean` "
+            f"(configs/pair-regression.yaml), got target {model.spec.target}"
+        )
+    draw = Draw(steps=1, samples=1)
+    return {f"unet-regression:{model.sha256[:6]}": pair_method(model, draw)}

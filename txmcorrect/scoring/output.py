@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from txmcorrect.config import EvaluateSettings
+from txmcorrect.errors import TxmError
 from txmcorrect.stream import atomic_output
 
 
@@ -18,6 +19,25 @@ def write_text(path: Path, text: str) -> Path:
     with atomic_output(path, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def replace_between(path: Path, name: str, text: str) -> Path:
+    """Replace what stands between `<!-- table: NAME -->` and `<!-- end of table -->` in a file.
+
+    Raises
+    ------
+    TxmError : the file cannot be read, or has no such place.
+    """
+    start, end = f"<!-- table: {name} -->", "<!-- end of table -->"
+    try:
+        before, rest = path.read_text(encoding="utf-8").split(start)
+        _, after = rest.split(end, 1)
+    except (OSError, ValueError):
+        raise TxmError(
+            f"{path}: expected a text file with `{start}` once and `{end}` after it, got none; "
+            "add both lines where the table should stand"
+        ) from None
+    return write_text(path, f"{before}{start}\n{text}\n{end}{after}")
 
 
 def write_json(path: Path, body: Any) -> Path:

@@ -110,8 +110,8 @@ def _load_flats(scan: Scan, factor: int) -> Flats | None:
 def real_scenes(settings: EvaluateSettings, folder: Path) -> Scenes:
     """Backgrounds of real scans under simulated samples, with known truth.
 
-    The background is that of the references, or else of the two emptiest frames, drifting from
-    the first to the last.
+    The background is that of the references under a simulated drift, or else the stack's median,
+    drifting as the two emptiest frames do.
     """
     scenes: Scenes = []
     for name, scan in find_scans(folder).items():
@@ -132,7 +132,7 @@ def _maker(
     label: str,
     kind: Kind,
     first: NDArray[np.float32],
-    last: NDArray[np.float32],
+    last: NDArray[np.float32] | None,
     lit: NDArray[np.bool_],
     seed: int,
 ) -> Callable[[], Scene]:
@@ -141,12 +141,13 @@ def _maker(
 
 def background_ends(
     problem: Problem,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]] | None:
-    """Light of two real backgrounds `(h, w)`, first and last, and the lit pixels."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.bool_]] | None:
+    """Light of two real backgrounds `(h, w)`, first and last, and the lit pixels.
+
+    References of one moment have no last.
+    """
     if problem.stale is not None:
-        light = problem.stale.counts - problem.dark
-        middle = max(1, len(light) // 2)
-        return light[:middle].mean(0), light[-middle:].mean(0), problem.lit
+        return (problem.stale.counts - problem.dark).mean(0), None, problem.lit
     if len(problem.frames) < 6:
         return None
     first, last = find_empty(problem)
