@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from txmcorrect.background.conditions import CHANNELS
 from txmcorrect.background.correction import correct_scan
 from txmcorrect.background.detail import choose_frames, detail_of
-from txmcorrect.background.estimate import partner
 from txmcorrect.background.keyframes import find_jumps, first_plan, refinement
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
@@ -323,14 +322,6 @@ def test_dry_run_prints_the_settings_and_writes_nothing(tmp_path, scan):
 def test_several_scans_need_a_folder(scan, model, tmp_path, capsys):
     code = run("correct", scan, scan, "--model", model, "--out", tmp_path / "x.h5", "-q")
     assert code == 2 and "--out-dir" in capsys.readouterr().err
-
-
-def test_partner_is_the_frame_after_or_before():
-    usable = np.array([True, True, False, True, True])
-    assert partner(0, 1, usable) == 1
-    assert partner(4, 1, usable) == 3
-    assert partner(1, 1, usable) == 0
-    assert partner(3, 4, usable) == 0
 
 
 def test_key_frames_close_in_on_a_jump():

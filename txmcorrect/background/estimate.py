@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,54 +21,66 @@ from txmcorrect.weights import Model
 
 ToLog = Callable[[torch.Tensor], torch.Tensor]
 """What the network generated `(b, h, w)` -> natural logarithm of counts."""
-Conditions = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
+Look = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
 """Frame numbers `(b,)` -> what the network sees of them, and how to read its answer."""
+Conditions = tuple[Look, ...]
+"""All looks at a frame: with each of its partners, or a single one at the window around it."""
 
+LONG_SCAN = 64  # frames; longer scans pair frames further apart, to see more of the sample move
 BATCH = 8  # fixed and padded: convolutions give other last bits at other batch sizes
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How samples are drawn: sampler, evaluations a sample, samples, seed."""
+    """How samples are drawn: sampler, evaluations a sample, samples, seed, partners of a frame."""
 
     sampler: str = "ddim"
     steps: int = 4
     samples: int = 4
     seed: int = 0
+    partners: int = 4
 
 
-def partner(frame: int, interval: int, usable: NDArray[np.bool_]) -> int:
-    """The frame that `frame` is paired with: `interval` later, else earlier, else the nearest usable."""
-    for other in (frame + interval, frame - interval):
-        if 0 <= other < len(usable) and usable[other]:
-            return other
+def partners(frame: int, interval: int, usable: NDArray[np.bool_], count: int) -> NDArray[np.intp]:
+    """The `count` usable frames nearest to `interval` away, the later first; again from the start
+    where there are fewer. Long scans count the interval in 64ths of their length.
+    """
     index = np.flatnonzero(usable)
+    interval *= max(1, len(index) // LONG_SCAN)
     index = index[index != frame]
-    return int(index[np.argmin(np.abs(np.abs(index - frame) - interval))])
+    order = np.lexsort((index < frame, np.abs(np.abs(index - frame) - interval)))
+    return np.resize(index[order[:count]], count)
 
 
 def pair_conditions(
-    small: NDArray[np.float32], usable: NDArray[np.bool_], interval: int, photons: float
+    small: NDArray[np.float32],
+    usable: NDArray[np.bool_],
+    interval: int,
+    photons: float,
+    count: int,
 ) -> Conditions:
-    """Each frame with its partner; `small` `(n, h, w)` counts above dark on the working grid."""
+    """Each frame with `count` partners; `small` `(n, h, w)` counts above dark on the working grid."""
 
-    def conditions(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
-        partners = [partner(int(i), interval, usable) for i in targets]
-        first, second = torch.from_numpy(small[targets]), torch.from_numpy(small[partners])
-        cond, basis = pair_condition(first, second, torch.full((len(targets),), photons))
-        return cond, basis.log_counts
+    def look_with(rank: int) -> Look:
+        def look(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
+            others = [int(partners(int(i), interval, usable, count)[rank]) for i in targets]
+            first, second = torch.from_numpy(small[targets]), torch.from_numpy(small[others])
+            cond, basis = pair_condition(first, second, torch.full((len(targets),), photons))
+            return cond, basis.log_counts
 
-    return conditions
+        return look
+
+    return tuple(look_with(rank) for rank in range(count))
 
 
 def stack_conditions(known: Known) -> Conditions:
     """Each frame with the window around it and the scan's references."""
 
-    def conditions(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
+    def look(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
         cond, basis = stack_condition(make_stack(known, targets))
         return cond, basis.log_counts
 
-    return conditions
+    return (look,)
 
 
 def generate(
@@ -82,48 +94,71 @@ def generate(
 
     Returns
     -------
-    mean, std : `(k, h, w)` natural logarithm of counts. A single sample is returned as it is, with
-    std 0, as source 0 does. Several give the spread, and the mean is then the posterior's own: one
-    more evaluation at the largest sigma, where x0_hat depends on the condition alone.
+    mean, std : `(k, h, w)` natural logarithm of counts. A single sample with the first partner is
+    returned as it is, with std 0, as source 0 does. Several give the spread; the mean is then the
+    posterior's own, one more evaluation at the largest sigma, where x0_hat depends on the condition
+    alone, and of several partners the median: what leaks from one of them is not in the others.
     """
     k = len(targets)
+    mean_draw = replace(draw, sampler="ddim", steps=1, samples=1)
     means, stds = [], []
-    for start in range(0, k, BATCH):
-        # The last batch is padded, so that no result depends on how many frames came before.
-        batch = targets[np.minimum(np.arange(start, start + BATCH), k - 1)]
-        cond, to_log = conditions(batch)
-        samples = draw_samples(model, cond, to_log, draw)
-        best = draw if draw.samples == 1 else replace(draw, sampler="ddim", steps=1, samples=1)
-        keep = min(BATCH, k - start)
-        means.append(draw_samples(model, cond, to_log, best)[0, :keep])
+    for batch, keep in batches_of(targets):
+        samples = draw_samples(model, conditions, batch, draw)
+        if draw.samples == 1:
+            mean = samples[0]
+        else:
+            looks = [draw_samples(model, (look,), batch, mean_draw)[0] for look in conditions]
+            mean = torch.stack(looks).quantile(0.5, 0)
+        means.append(mean[:keep])
         stds.append(samples.std(0, correction=min(1, len(samples) - 1))[:keep])
-        progress(min(start + BATCH, k), k)
+        progress(sum(map(len, means)), k)
     return torch.cat(means).numpy(), torch.cat(stds).numpy()
 
 
+def batches_of(targets: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """Batches of equal size and how many of each count.
+
+    The last is padded, so that no result depends on how many frames came before.
+    """
+    for start in range(0, len(targets), BATCH):
+        places = np.minimum(np.arange(start, start + BATCH), len(targets) - 1)
+        yield targets[places], min(BATCH, len(targets) - start)
+
+
 @torch.inference_mode()
-def draw_samples(model: Model, cond: torch.Tensor, to_log: ToLog, draw: Draw) -> torch.Tensor:
-    """Samples `(s, b, h, w)` of the log background given `cond` `(b, c, h, w)`, on the CPU.
+def draw_samples(
+    model: Model, conditions: Conditions, targets: NDArray[np.intp], draw: Draw
+) -> torch.Tensor:
+    """Samples `(s, b, h, w)` of the log background of frames `targets` `(b,)`, on the CPU.
+
+    Partners take turns, so that the spread holds what depends on them.
 
     Raises
     ------
     ModelError : the model was trained for another version of the condition.
     """
+    sigmas = subsequence(model.spec.sigmas(), draw.steps)
+    sampler = SAMPLERS[draw.sampler]
+    if draw.sampler == "ddim" and draw.samples > 1:
+        sampler = partial(sampler, eta=1.0)  # type: ignore[call-arg]
+    seen = [look(targets) for look in conditions[: draw.samples]]
+    drawn = []
+    for sample in range(draw.samples):
+        cond, to_log = seen[sample % len(seen)]
+        cond = _fitting(cond, model)
+        noise = Noise(draw.seed, sample)
+        x = noise.start((len(cond), 1, *cond.shape[2:]), float(sigmas[0]), like=cond)
+        x0 = sampler(model.denoiser, x, sigmas, cond, noise=noise)
+        drawn.append(to_log(x0[:, 0].float().cpu()))
+    return torch.stack(drawn)
+
+
+def _fitting(cond: torch.Tensor, model: Model) -> torch.Tensor:
+    """The condition on the model's device, where they go together at all."""
     wanted = model.spec.cond_channels
     if cond.shape[1] != wanted:
         raise ModelError(
             f"the model sees {wanted} channels, but condition {model.spec.condition} has "
             f"{cond.shape[1]} in this version: train it again, or use --model bundled"
         )
-    cond = cond.to(next(model.denoiser.parameters()).device)
-    sigmas = subsequence(model.spec.sigmas(), draw.steps)
-    sampler = SAMPLERS[draw.sampler]
-    if draw.sampler == "ddim" and draw.samples > 1:
-        sampler = partial(sampler, eta=1.0)  # type: ignore[call-arg]
-    drawn = []
-    for sample in range(draw.samples):
-        noise = Noise(draw.seed, sample)
-        x = noise.start((len(cond), 1, *cond.shape[2:]), float(sigmas[0]), like=cond)
-        x0 = sampler(model.denoiser, x, sigmas, cond, noise=noise)
-        drawn.append(to_log(x0[:, 0].float().cpu()))
-    return torch.stack(drawn)
+    return cond.to(next(model.denoiser.parameters()).device)

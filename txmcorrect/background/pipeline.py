@@ -83,7 +83,7 @@ def estimate_background(
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
     exposure = _log_exposure(scan)
-    conditions = _conditions(model, survey, references, exposure, interval)
+    conditions = _conditions(model, survey, references, exposure, interval, draw.partners)
     keys, fields, std = _key_fields(survey, model, conditions, draw, every, report, pieces)
     small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
@@ -151,12 +151,13 @@ def _conditions(
     references: tuple[Reference, ...],
     exposure: NDArray[np.float64] | None,
     interval: int,
+    partners: int,
 ) -> Conditions:
     """What the model sees of a frame."""
     photons = survey.photons * survey.factor**2
     if model.spec.condition == "stack":
         return stack_conditions(known_scan(survey, references, exposure))
-    return pair_conditions(survey.small, survey.usable, interval, photons)
+    return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 
 
 def _key_fields(
