@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -133,24 +134,38 @@ class InMemory:
 class Shared:
     """Pieces in a part folder: what one process made, in this run or one before, all have.
 
+    `workers` threads make pieces at a time.
+
     Raises
     ------
     OutputError : another process failed or fell silent, or the disk is full.
     """
 
-    def __init__(self, part: PartFolder, team: Team) -> None:
-        self.part, self.team = part, team
+    def __init__(self, part: PartFolder, team: Team, workers: int = 1) -> None:
+        self.part, self.team, self.workers = part, team, workers
 
     def each(
         self, kind: str, count: int, make: Make, progress: Progress | None = None
     ) -> Iterator[Arrays]:
         names = [piece_name(kind, number) for number in range(count)]
-        for number, name in enumerate(names):
-            if self.team.falls_to_us(number) and name not in self.part.names():
-                self.part.save_arrays(name, **make(number))
-            if progress is not None:
-                progress(number + 1, count)
+        stored = self.part.names()
+        mine = [
+            number
+            for number, name in enumerate(names)
+            if self.team.falls_to_us(number) and name not in stored
+        ]
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for number, arrays in zip(mine, pool.map(make, mine), strict=True):
+                    self.part.save_arrays(names[number], **arrays)
+                    if progress is not None:
+                        progress(number + 1, count)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         self.wait(names)
+        if progress is not None:
+            progress(count, count)
         for name in names:
             yield self.part.load_arrays(name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,8 +136,8 @@ def correct_scan(
             rank=team.rank,
         )
 
-    with team.first_of_all(open_writer) as writer:
-        shared = Shared(writer.part, team)
+    with one_torch_thread() as workers, team.first_of_all(open_writer) as writer:
+        shared = Shared(writer.part, team, workers)
         with shared.guard():
             background = scan_background(settings, scan, model, shared, report)
             mine = [s for i, s in enumerate(writer.slabs.starts()) if team.falls_to_us(i)]
@@ -150,6 +151,21 @@ def correct_scan(
     return Outcome(out, background.verdict(), background, scan)
 
 
+@contextmanager
+def one_torch_thread() -> Iterator[int]:
+    """Torch works with one thread meanwhile; yields how many it had, to do as many things at once.
+
+    Its sums have other last bits with another number of threads, and a launcher of several processes
+    gives each fewer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
 def scan_background(
     settings: CorrectSettings, scan: Scan, model: Model, pieces: Pieces, report: Report
 ) -> Background:
@@ -161,7 +177,7 @@ def scan_background(
     return estimate_background(
         scan,
         model,
-        Draw(settings.sampler, settings.steps, settings.samples, settings.seed),
+        Draw(settings.sampler, settings.steps, settings.samples, settings.seed, settings.partners),
         references=references_for(settings, scan, zero if dark is None else dark, factor),
         dark=dark,
         interval=settings.interval,
