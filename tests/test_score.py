@@ -89,6 +89,33 @@ def test_errors_of_known_size_are_measured(scan, truth_file, tmp_path):
     assert found.summary()["psnr_scaled_db"] < exact.summary()["psnr_scaled_db"]
 
 
+def test_slices_of_a_tomogram_are_scored(tmp_path):
+    tomogram = simulate_scan("tomo", "medium", 20000, (16, 64), seed=5, frames=48, bank=0)
+    write_truth(tmp_path / "t.truth.h5", tomogram)
+    wave = 0.05 * np.cos(np.arange(64) / 5) * np.ones((16, 64))
+    exact, wrong = (
+        truth.score_result(
+            write_result(tmp_path / f"{name}.h5", tomogram, change), tmp_path / "t.truth.h5"
+        )
+        for name, change in (("a", 0.0), ("b", wave))
+    )
+    best, worse = exact.summary(), wrong.summary()
+    assert best["slice_error"] < 0.5 * worse["slice_error"]
+    assert best["contrast_to_noise_ideal"] == worse["contrast_to_noise_ideal"]
+    assert worse["contrast_to_noise"] < best["contrast_to_noise"]
+    assert best["contrast_to_noise"] < best["contrast_to_noise_ideal"]
+    outputs = score.run(
+        EvaluateSettings(result=tmp_path / "b.h5", truth=tmp_path / "t.truth.h5", quiet=True)
+    ).outputs
+    assert (tmp_path / "b.scores" / "slices.png") in outputs
+    assert "middle slice" in (tmp_path / "b.scores" / "scores.html").read_text()
+
+
+def test_a_mosaic_has_no_slices(scan, truth_file, tmp_path):
+    found = truth.score_result(write_result(tmp_path / "c.h5", scan), truth_file)
+    assert found.slices == {} and truth.draw_slices(found) is None
+
+
 def test_remarks_are_no_distrust(scan, truth_file, tmp_path):
     found = truth.score_result(write_result(tmp_path / "c.h5", scan, flag=2), truth_file)
     assert not found.flagged.any()

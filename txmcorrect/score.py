@@ -67,11 +67,17 @@ def _score_truth(settings: EvaluateSettings, result: Path, truth_path: Path) -> 
     }
     body = {"result": result.name, "summary": summary, "frames": per_frame, "scale": scores.scale}
     table = markdown_table(rows, header)
+    slices = truth.draw_slices(scores)
+    if slices is not None:
+        page.figure(
+            slices, "The middle slice: as found, of the true transmission, their difference."
+        )
     outputs = (
         write_text(folder / "scores.md", table + "\n"),
         write_json(folder / "scores.json", body),
         write_png(figure, folder / "scores.png"),
         page.write(folder / "scores.html"),
+        *([] if slices is None else [write_png(slices, folder / "slices.png")]),
     )
     say(settings, json_text(body) if settings.json_output else table)
     return Result(outputs)

@@ -40,13 +40,36 @@ def check_slices(trial: Trial) -> Finding:
     problem, truth = trial.scene.problem, trial.scene.truth
     if problem.theta is None or truth.volume is None:
         return Finding(None)
-    h = trial.lit.shape[0]
-    rows = np.unique(np.linspace(h // 4, max(3 * h // 4 - 1, h // 4), SLICES).astype(int))
+    rows = some_rows(trial.lit.shape[0])
     found = reconstruct(correct(problem, trial.estimate)[:, rows], problem.theta)
     ideal = reconstruct(np.where(trial.lit, truth.transmission, 1)[:, rows], problem.theta)
     figures = {"slice_error": metrics.relative_error(found, ideal)} | _sphere_figures(trial)
     contrasts = [v for k, v in figures.items() if k.startswith("contrast_")]
     return Finding(all(abs(c - 1) <= CONTRAST for c in contrasts), figures)
+
+
+def some_rows(height: int) -> NDArray[np.intp]:
+    """Rows that are reconstructed, at most `SLICES`, of frames so high."""
+    last = max(3 * height // 4 - 1, height // 4)
+    return np.unique(np.linspace(height // 4, last, SLICES).astype(np.intp))
+
+
+def slice_figures(found: Array, ideal: Array, volume: Array) -> dict[str, float]:
+    """Reconstructed slices `(k, w, w)` against those of the true transmission and the true object.
+
+    Error, and contrast-to-noise of the densest tenth of the object `volume` `(k, w, w)` over what is
+    empty, as found and as it is without any noise.
+    """
+    along = np.arange(volume.shape[-1]) - (volume.shape[-1] - 1) / 2
+    circle = np.hypot(along[:, None], along[None]) < 0.48 * volume.shape[-1]
+    filled = volume[volume > 0]
+    dense = volume >= (np.quantile(filled, 0.9) if len(filled) else np.inf)
+    solid, empty = dense & circle, (volume <= 0) & circle
+    return {
+        "slice_error": metrics.relative_error(found, ideal),
+        "contrast_to_noise": metrics.contrast_to_noise(found, solid, empty),
+        "contrast_to_noise_ideal": metrics.contrast_to_noise(ideal, solid, empty),
+    }
 
 
 def _sphere_figures(trial: Trial) -> dict[str, float]:

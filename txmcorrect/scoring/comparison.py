@@ -87,7 +87,9 @@ def models(settings: EvaluateSettings) -> dict[str, Method]:
     """The model under test; the bundled one may be missing, one that was named may not."""
     if settings.model == "none":
         return {}
-    draw = Draw(settings.sampler, settings.steps, settings.samples, settings.seed)
+    draw = Draw(
+        settings.sampler, settings.steps, settings.samples, settings.seed, settings.partners
+    )
     try:
         model = load_model(settings.model, settings.condition, choose_device(settings.device))
         return candidate(model, draw, settings.interval)

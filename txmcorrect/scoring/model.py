@@ -10,8 +10,8 @@ from txmcorrect.baselines import Method
 from txmcorrect.errors import ModelError
 from txmcorrect.weights import Model, load_model
 
-# Source 0 draws one sample a frame and keeps it; ten evaluations where it takes fifty.
-SOURCE0 = Draw(sampler="ddpm", steps=10, samples=1)
+# Source 0 draws one sample with one partner and keeps it; ten evaluations where it takes fifty.
+SOURCE0 = Draw(sampler="ddpm", steps=10, samples=1, partners=1)
 
 
 def candidate(model: Model, draw: Draw, interval: int = 1) -> dict[str, Method]:
@@ -23,7 +23,8 @@ def candidate(model: Model, draw: Draw, interval: int = 1) -> dict[str, Method]:
 def method_name(model: Model, draw: Draw) -> str:
     """A name that changes whenever the model or the way it is sampled does."""
     kind = f"{model.spec.condition}-{model.sha256[:6]}"
-    return f"model:{kind}-{draw.sampler}{draw.steps}x{draw.samples}"
+    partners = f"-p{draw.partners}" if model.spec.condition == "pair" else ""
+    return f"model:{kind}-{draw.sampler}{draw.steps}x{draw.samples}{partners}"
 
 
 def source0(model: Model) -> dict[str, Method]:
@@ -33,6 +34,8 @@ def source0(model: Model) -> dict[str, Method]:
 
 def regression(path: Path, device: str) -> dict[str, Method]:
     """A U-Net trained to say the mean at once: source 4's comparison (`configs/pair-regression.yaml`).
+
+    It sees the partners that the model under test sees, and its answers' median counts likewise.
 
     Raises
     ------
@@ -44,5 +47,5 @@ def regression(path: Path, device: str) -> dict[str, Method]:
             f"--regression {path}: expected a model trained with `target: mean` "
             f"(configs/pair-regression.yaml), got target {model.spec.target}"
         )
-    draw = Draw(steps=1, samples=1)
+    draw = Draw(steps=1)
     return {f"unet-regression:{model.sha256[:6]}": pair_method(model, draw)}

@@ -16,6 +16,7 @@ from txmcorrect import metrics
 from txmcorrect.background.quality import REMARKS
 from txmcorrect.errors import FormatError
 from txmcorrect.formats.corrected import Corrected, read_result
+from txmcorrect.judge.tomogram import reconstruct, slice_figures, some_rows
 from txmcorrect.scan import Array
 
 PHOTON_FACTOR = 3.0  # a frame is bad if its background's error exceeds this many times photon noise
@@ -38,6 +39,7 @@ class TruthScores:
     scale: str
     verdict: str
     seams: float = float("nan")
+    slices: dict[str, float] = field(default_factory=dict)
     shown: dict[str, Array] = field(default_factory=dict, repr=False)
 
     @property
@@ -53,23 +55,27 @@ class TruthScores:
 
         mean_gain = float(self.gain.mean())
         hits = int((self.bad & self.flagged).sum())
-        return {
-            "psnr_db": float(self.psnr.mean()),
-            "psnr_scaled_db": float(self.psnr_scaled.mean()),
-            "ssim": float(self.ssim.mean()),
-            "mae": float(self.mae.mean()),
-            "background_error_percent": 100 * rms(self.log_rms),
-            "uncorrected_percent": 100 * rms(self.flatness_raw),
-            "photon_noise_percent": 100 * rms(self.photon_noise),
-            "absolute_gain_percent": 100 * mean_gain,
-            "relative_gain_percent": 100 * float(self.gain.std()),
-            "seams_percent": 100 * self.seams,
-            "bad_frames": float(self.bad.sum()),
-            "flag_recall": hits / int(self.bad.sum()) if self.bad.any() else float("nan"),
-            "flag_precision": hits / int(self.flagged.sum())
-            if self.flagged.any()
-            else float("nan"),
-        } | {f"background_error_{k}px_percent": 100 * v for k, v in self.bands.items()}
+        return (
+            {
+                "psnr_db": float(self.psnr.mean()),
+                "psnr_scaled_db": float(self.psnr_scaled.mean()),
+                "ssim": float(self.ssim.mean()),
+                "mae": float(self.mae.mean()),
+                "background_error_percent": 100 * rms(self.log_rms),
+                "uncorrected_percent": 100 * rms(self.flatness_raw),
+                "photon_noise_percent": 100 * rms(self.photon_noise),
+                "absolute_gain_percent": 100 * mean_gain,
+                "relative_gain_percent": 100 * float(self.gain.std()),
+                "seams_percent": 100 * self.seams,
+                "bad_frames": float(self.bad.sum()),
+                "flag_recall": hits / int(self.bad.sum()) if self.bad.any() else float("nan"),
+                "flag_precision": hits / int(self.flagged.sum())
+                if self.flagged.any()
+                else float("nan"),
+            }
+            | {f"background_error_{k}px_percent": 100 * v for k, v in self.bands.items()}
+            | self.slices
+        )
 
 
 class _Lazy:
@@ -139,6 +145,7 @@ def _score(
     if "position_px" in truth:
         lazy: Any = _Lazy(result, factor)
         seams = metrics.seam_rms(lazy, truth["position_px"][()], lit)
+    slices, images = _score_slices(result, truth, lit, factor)
     return TruthScores(
         **column,
         gain=gain,
@@ -147,8 +154,28 @@ def _score(
         scale=result.scale,
         verdict=result.verdict,
         seams=seams,
-        shown=shown,
+        slices=slices,
+        shown=shown | images,
     )
+
+
+def _score_slices(
+    result: Corrected, truth: h5py.Group, lit: NDArray[np.bool_], factor: float
+) -> tuple[dict[str, float], dict[str, Array]]:
+    """Slices of a tomogram against those of its true transmission; nothing where it is none."""
+    if "volume" not in truth:
+        return {}, {}
+    rows = some_rows(lit.shape[0])
+    n = result.shape[0]
+    found, true = np.ones((2, n, len(rows), lit.shape[1]), np.float32)
+    for i in range(n):
+        found[i][lit[rows]] = factor * result.transmission.read(i, i + 1)[0][rows][lit[rows]]
+        true[i][lit[rows]] = truth["transmission"][i][rows][lit[rows]]
+    theta = truth["theta"][()]
+    slices, ideal = (reconstruct(stack, theta) for stack in (found, true))
+    middle = len(rows) // 2
+    images = {"slice found": slices[middle], "slice of the truth": ideal[middle]}
+    return slice_figures(slices, ideal, truth["volume"][rows]), images
 
 
 def _distrusted(result: Corrected) -> NDArray[np.bool_]:
@@ -222,6 +249,26 @@ def draw_scores(scores: TruthScores) -> Figure:
     bands.set_ylim(min(error) / 2, 2 * max(error))  # before the scale: values may be the same
     bands.set(xlabel="wavelength (pixels)", ylabel="background error (%)", yscale="log")
     bands.tick_params(axis="x", rotation=60)
+    return figure
+
+
+def draw_slices(scores: TruthScores) -> Figure | None:
+    """The middle slice, found and from the true transmission, and their difference; None without."""
+    if not scores.slices:
+        return None
+    found, true = scores.shown["slice found"], scores.shown["slice of the truth"]
+    low, high = np.quantile(true, [0.002, 0.998])
+    half = (high - low) / 4
+    figure = Figure((11, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    pictures = [("found", found, low, high), ("truth", true, low, high)]
+    pictures.append(("found - truth", found - true, -half, half))
+    for axis, (title, image, least, most) in zip(axes, pictures, strict=True):
+        picture = axis.imshow(image, cmap="gray", vmin=least, vmax=most, interpolation="nearest")
+        figure.colorbar(picture, ax=axis, shrink=0.8)
+        axis.set_title(f"middle slice, {title}", fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
     return figure
 
 
