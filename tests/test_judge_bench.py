@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from txmcorrect.baselines import NotApplicableError
+from txmcorrect.baselines import MissingPackageError, NotApplicableError
 from txmcorrect.errors import TxmError
 from txmcorrect.judge import bench, figures, statistics, tables
 from txmcorrect.judge.scenes import Setting, simulated_scene
@@ -87,6 +88,49 @@ def test_tables_show_who_fails_and_whose_flatness_does_not_count(cells):
     assert body["oracle"]["fails"] == [] and body["bad:erase-all"]["fails"]
     assert body["interpolated"]["not_run"]
     json.dumps(body, allow_nan=False)
+
+
+def test_the_table_of_checks_tells_what_was_caught(cells):
+    text = tables.checks_table(cells[1])
+    row = {line.split("|")[1].strip(): line for line in text.splitlines()[2:]}
+    assert "| 2/2 | 2/2 |" in row["preservation"] and "erase-all 2/2" in row["preservation"]
+    assert "| - | - |" in row["flags"]  # who knows the background does not know which are spoilt
+    kept = [replace(c, method="bad:meek" if c.method == "oracle" else c.method) for c in cells[1]]
+    meek = tables.checks_table([c for c in kept if c.method != "bad:erase-all"])
+    assert any("preservation" in line and "**none**" in line for line in meek.splitlines())
+
+
+def test_the_short_table_has_a_row_for_every_peer_and_no_bad_one(cells):
+    text = tables.short_table(tables.group(cells[1]))
+    assert text.splitlines()[0] == "| method | film fresh |"
+    assert "| stale |" in text and "bad:" not in text and "oracle" not in text
+    assert (
+        tables.short_name("tomo_fast_20000_before-after_256x256") == "tomo before-after fast 20000"
+    )
+    assert tables.short_name("real-lm_mosaic-sparse") == "real-lm mosaic-sparse"
+
+
+def test_a_peer_is_run_again_once_its_package_is_there(tmp_path, monkeypatch):
+    def absent(problem):
+        raise MissingPackageError("not yet")
+
+    monkeypatch.setitem(bench.PEERS, "basic", absent)
+    scenes = bench.plan_scenes(PLAN)[:1]
+    (first,) = bench.run_scenes(tmp_path, scenes, {}, ("basic",))
+    assert first.skipped == "not yet" and first.unavailable
+    monkeypatch.setitem(bench.PEERS, "basic", bench.PEERS["stack-mean"])
+    for there in (False, True):
+        monkeypatch.setattr(bench, "is_available", lambda name, there=there: there)
+        (again,) = bench.run_scenes(tmp_path, scenes, {}, ("basic",))
+        assert bool(again.findings) is there
+
+
+def test_slow_methods_run_on_the_first_seeds_only(tmp_path):
+    methods = {"source0:abc": bench.PEERS["none"]}
+    found = bench.run_scenes(
+        tmp_path, bench.plan_scenes(PLAN), methods, ("none", "source0:abc"), slow_seeds=1
+    )
+    assert [(c.method, c.seed) for c in found] == [("none", 0), ("source0:abc", 0), ("none", 1)]
 
 
 def test_the_best_peer_is_neither_oracle_nor_bad(cells):

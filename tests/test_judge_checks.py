@@ -17,9 +17,11 @@ from txmcorrect.baselines import (
     gain_error,
     oracle,
     over_smoothed,
+    too_sure,
 )
 from txmcorrect.baselines.frames import pair_mean
 from txmcorrect.judge import checks, implants, scenes
+from txmcorrect.judge import tomogram as tomography
 from txmcorrect.judge.checks import CHECKS, judge, trusted
 from txmcorrect.judge.failures import FAILURES, failure_places, plant_failures
 from txmcorrect.judge.trial import log_error, start_trial
@@ -71,7 +73,10 @@ def test_a_fresh_reference_passes_every_critical_check(fresh):
         ("neighbours", PEERS["stack-mean"]),
         ("neighbours", lambda problem: pair_mean(problem, interval=2)),
         ("neighbours", lambda problem: pair_mean(problem, interval=3)),
+        ("neighbours", BAD["bad:neighbours"]),
+        ("wrong-bank", BAD["bad:any-bank"]),
         ("wrong-bank", PEERS["robust-eigen-flats"]),
+        ("flags", BAD["bad:erase-all"]),
         ("flags", PEERS["stale"]),
     ],
 )
@@ -81,7 +86,12 @@ def test_a_bad_method_is_caught(check, method, scene):
 
 @pytest.mark.parametrize(
     ("check", "make"),
-    [("gain", gain_error), ("null", over_smoothed), ("preservation", over_smoothed)],
+    [
+        ("gain", gain_error),
+        ("null", over_smoothed),
+        ("preservation", over_smoothed),
+        ("calibration", too_sure),
+    ],
 )
 def test_a_bad_method_that_knows_the_truth_is_caught(check, make, scene):
     assert finding(check, knowing(scene, make), scene).passed is False
@@ -254,15 +264,65 @@ def test_the_same_noise_falls_on_other_samples(scene):
     assert (np.delete(difference, np.s_[::4]) > 100).all()
 
 
-def test_slices_of_a_tomogram_suffer_from_a_stale_background():
-    setting = scenes.Setting("tomo", "fast", references="before-after", shape=(16, 64))
-    scene = scenes.simulated_scene(setting, 0)
+@pytest.fixture(scope="module")
+def tomogram():
+    setting = scenes.Setting("tomo", "fast", references="before-after", shape=(24, 64))
+    return scenes.simulated_scene(setting, 0)
+
+
+def test_slices_of_a_tomogram_suffer_from_a_stale_background(tomogram):
     errors = {
-        name: finding("slices", method, scene).figures["slice_error"]
-        for name, method in (("oracle", knowing(scene)), ("stale", PEERS["stale"]))
+        name: finding("slices", method, tomogram).figures["slice_error"]
+        for name, method in (("oracle", knowing(tomogram)), ("stale", PEERS["stale"]))
     }
     assert errors["oracle"] < errors["stale"]
-    assert start_trial(PEERS["stale"], scene).estimate.scale == "absolute"
+    assert start_trial(PEERS["stale"], tomogram).estimate.scale == "absolute"
+
+
+def test_planted_spheres_are_found_where_they_were_planted(tomogram):
+    shape, theta = tomogram.problem.lit.shape, tomogram.problem.theta
+    spheres = tomography.plant_spheres(shape)
+    rows = [round(s.centre[0] + (shape[0] - 1) / 2) for s in spheres]
+    assert len({s.radius for s in spheres}) == 3
+    for row, sphere in zip(rows, spheres, strict=True):
+        integral = tomography.project_spheres([sphere], shape, theta)
+        assert integral.max() == pytest.approx(tomography.ABSORPTION, rel=0.1)
+        (image,) = tomography.reconstruct(np.exp(-integral[:, [row]]), theta)
+        inside, around = tomography.regions(sphere, shape[1])
+        assert image[inside].mean() == pytest.approx(sphere.mu, rel=0.15)
+        assert abs(image[around].mean()) < 0.15 * sphere.mu
+
+
+def test_planted_spheres_keep_their_contrast_or_the_method_fails(tomogram):
+    good, bad, partly = (
+        finding("slices", m, tomogram)
+        for m in (knowing(tomogram), BAD["bad:erase-all"], PEERS["pair-mean"])
+    )
+    assert good.passed and not bad.passed and not partly.passed
+
+    def contrasts(found):
+        return np.array([v for k, v in found.figures.items() if k.startswith("contrast_")])
+
+    np.testing.assert_allclose(contrasts(good), 1, atol=0.01)
+    np.testing.assert_allclose(contrasts(bad), 0, atol=0.01)
+    assert (contrasts(partly) < 0.8).any()
+    cnr = [k for k in good.figures if k.startswith("cnr_")]
+    assert len(cnr) == 3 and all(good.figures[k] > 10 * bad.figures[k] for k in cnr)
+
+
+def test_every_check_that_can_fail_has_a_bad_method_to_catch(scene, fresh, tomogram):
+    """Else the table of what was caught would show a check that checks nothing."""
+    makers = (gain_error, over_smoothed, too_sure)
+    caught = set()
+    for place in (scene, tomogram):
+        bad = [*BAD.values(), *(knowing(place, make) for make in makers)]
+        for method in bad:
+            try:
+                found = judge(method, place)
+            except NotApplicableError:
+                continue
+            caught |= {name for name, f in found.items() if f.passed is False}
+    assert caught == CHECKS.keys() - {"quality"}  # figures of merit pass no sentence
 
 
 def test_a_scene_repeats_and_another_seed_differs():

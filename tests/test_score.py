@@ -9,12 +9,12 @@ import pytest
 
 from txmcorrect import score
 from txmcorrect.background import methods
-from txmcorrect.baselines import PEERS, Estimate, Flats
+from txmcorrect.baselines import BAD, PEERS, Estimate, Flats
 from txmcorrect.config import EvaluateSettings, UsageError
 from txmcorrect.errors import FormatError, ModelError, TxmError
 from txmcorrect.formats.write import Process, ResultWriter
 from txmcorrect.judge import recorded, scenes
-from txmcorrect.scoring import comparison, model, real, truth
+from txmcorrect.scoring import comparison, model, output, real, truth
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.synthesize import write_bank, write_truth
 from txmcorrect.weights import Model, ModelSpec
@@ -216,6 +216,27 @@ def test_the_emptiest_frames_are_found():
     assert found["leave-out"].figures["leave_out"] > 0
 
 
+def test_a_withheld_frame_is_predicted_from_the_later_neighbour():
+    """The one thing known about frame 12 is what a method says of 13; frames 8 and 12 are withheld."""
+    y, x = np.mgrid[:48, :48] / 48
+    t = np.linspace(0, 1, 16)[:, None, None]
+    frames = (2000 * np.exp(0.1 * t * np.cos(3 * x + y))).astype(np.float32)
+    problem = scenes.Problem(frames, np.zeros((48, 48), np.float32), np.ones((48, 48), bool))
+    given = []
+
+    def knowing(given_problem):
+        given.append(len(given_problem.frames))
+        return Estimate(np.log(given_problem.frames))
+
+    good = recorded.leave_out(knowing, problem, [8, 12])
+    assert given == [14] and good.passed
+    change = np.log(frames[13] / frames[12])
+    wanted = 1.4826 * np.median(np.abs(change - np.median(change)))
+    assert good.figures["leave_out"] == pytest.approx(wanted, rel=0.1)
+    bad = recorded.leave_out(BAD["bad:identity"], problem, [8, 12])
+    assert bad.passed is False
+
+
 def test_dead_and_hot_pixels_do_not_count_as_lit():
     frames = np.full((5, 32, 32), 1000.0)
     frames[:, 3, 4], frames[:, 8, 9], frames[:, :, 28:] = 0, 9000, 20
@@ -244,6 +265,16 @@ def test_a_comparison_is_written_and_resumed(tmp_path, monkeypatch):
     score.run(settings)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "b" / "cells").rglob("*.json")}
     assert len(before) == 2
+
+
+def test_a_table_is_brought_up_to_date_in_place(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- table: compare -->\nold\n<!-- end of table -->\nb\n")
+    for _ in range(2):
+        output.replace_between(page, "compare", "new")
+    assert page.read_text() == "a\n<!-- table: compare -->\nnew\n<!-- end of table -->\nb\n"
+    with pytest.raises(TxmError, match=r"expected a text file with `<!-- table: other -->`"):
+        output.replace_between(page, "other", "new")
 
 
 def test_unknown_methods_are_named():

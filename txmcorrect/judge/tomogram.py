@@ -107,7 +107,7 @@ def plant_spheres(shape: tuple[int, int]) -> list[Sphere]:
     heights = np.rint(np.linspace(-h / 4, h / 4, len(SPHERE_DIAMETERS)))
     spheres = []
     for k, (height, part) in enumerate(zip(heights, SPHERE_DIAMETERS, strict=True)):
-        radius, turn = max(part * w / 2, 2.0), 2 * np.pi * k / len(SPHERE_DIAMETERS)
+        radius, turn = max(part * w, 4.0 * 2**k) / 2, 2 * np.pi * k / len(SPHERE_DIAMETERS)
         z = float(height) + (0.0 if h % 2 else 0.5)  # the middle of a row
         centre = z, 0.2 * w * float(np.sin(turn)), 0.2 * w * float(np.cos(turn))
         spheres.append(Sphere(centre, radius, ABSORPTION / (2 * radius)))
