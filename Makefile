@@ -45,11 +45,14 @@ bench-uncon: install
 	  $(TXM) train --config configs/pair-uncon-$$u.yaml --out runs/pair-uncon-$$u && \
 	  $(PY) tests/bench/pair_table.py --model runs/pair-uncon-$$u/model.safetensors; done
 
-# A prior of samples trained for half an hour, then restoration against classical methods.
+# Weights that ship, from the simulator alone; each goes on where it was interrupted.
+model-%: install
+	$(TXM) train --config configs/$*.yaml --out runs/$*
+
+# Restoration by the prior of samples against classical methods.
 bench-restore: install
-	mkdir -p runs bench
-	$(PY) tests/bench/sample_prior.py runs/sample.safetensors --minutes 30
-	$(PY) tests/bench/restore.py runs/sample.safetensors --out bench/restore.json
+	mkdir -p bench
+	$(PY) tests/bench/restore.py bundled --out bench/restore.json
 
 # Peers come in when their interpreters are named: make bench-mosaic PEERS="--ashlar /path/python".
 bench-mosaic: install

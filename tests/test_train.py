@@ -15,6 +15,7 @@ from filelock import FileLock
 from txmcorrect import train, weights
 from txmcorrect.config import TrainSettings, load_settings
 from txmcorrect.errors import ModelError, OutputError, TxmError
+from txmcorrect.restoring.prior import from_prior, load_prior, to_prior
 from txmcorrect.training import loop
 from txmcorrect.training.batches import Batches
 from txmcorrect.training.checkpoint import Average
@@ -376,3 +377,21 @@ def test_accelerate_launches_the_module_from_anywhere(tmp_path):
     command = ["accelerate", "launch", "--cpu", "-m", "txmcorrect"]
     said = start(command, tmp_path / "run", tmp_path, 2, "--dry-run")
     assert yaml.safe_load(said)["steps"] == 2
+
+
+def test_a_prior_of_samples_learns_patches_and_their_places(tmp_path):
+    data = {**TINY["dataset"], "condition": "sample", "patches": [16, 24], "shares": [0.5, 0.5]}
+    diffusion = {"schedule": "karras", "levels": "lognormal", "uncon_ratio": 0.0}
+    settings = settings_of(tmp_path / "run", dataset=data, diffusion=diffusion)
+    batches = [Batches(settings)[i] for i in range(6)]
+    assert {b.x0.shape[-1] for b in batches} == {16, 24}
+    again = Batches(settings)[3]
+    assert all(torch.equal(a, b) for a, b in zip(again.tensors, batches[3].tensors, strict=True))
+    y = torch.cat([b.cond[:, 0, :, 0].flatten() for b in batches])
+    assert float(y.min()) >= -1 and float(y.max()) <= 1 and float(y.std()) > 0.2
+    x0 = torch.cat([b.x0.flatten() for b in batches])
+    assert 0.3 < float(x0.std()) < 3  # about unit variance
+    train.run(settings)
+    model = load_prior(str(tmp_path / "run" / "model.safetensors"), "cpu")
+    assert model.spec.extra["pad"] == 16 and model.spec.domain == "transmission"
+    assert torch.equal(from_prior(to_prior(torch.ones(1), model), model), torch.ones(1))

@@ -226,13 +226,18 @@ class DiffusionSettings(Part):
     )
     loss: Literal["l1", "l2", "huber"] = "l2"
     snr_weight: Literal["none", "min-snr", "sigmoid"] = "none"
+    levels: Literal["even", "lognormal"] = Field(
+        "even", description="Noise levels drawn: even over the schedule, or as EDM does."
+    )
     uncon_ratio: float = Field(0.25, ge=0, le=1, description="Share of items without condition.")
 
 
 class DataSettings(Part):
     """What a training batch is made of."""
 
-    condition: Literal["pair", "stack", "none"] = "pair"
+    condition: Literal["pair", "stack", "sample"] = Field(
+        "pair", description="pair and stack generate backgrounds; sample is the prior of restore."
+    )
     size: int = Field(64, ge=16, description="Long side of a training frame in pixels.")
     real: float = Field(0.5, ge=0, le=1, description="Share of batches from --data, where given.")
     augment: bool = Field(True, description="The source's flips, turns and resized crops.")
@@ -242,6 +247,9 @@ class DataSettings(Part):
         (50.0, 20000.0), description="Range of counts (log-uniform)."
     )
     workers: int = Field(1, ge=0, description="Processes that simulate batches.")
+    patches: tuple[int, ...] = Field((16, 32, 64), description="Sides of patches (sample).")
+    shares: tuple[float, ...] = Field((0.2, 0.3, 0.5), description="How often each side is drawn.")
+    pad: int = Field(16, ge=0, description="Empty border around images, in pixels (sample).")
 
 
 class TrainSettings(Settings):
@@ -288,6 +296,9 @@ class CorrectSettings(ReadSettings):
     dark: Path | None = option(None, "Dark frames, where the scan has none.")
     condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
+    partners: int = option(
+        4, "Frames that each frame is paired with; the median of the answers counts.", ge=1
+    )
     model: str = option("bundled", "Model file, or `bundled`.")
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How samples are drawn.")
     steps: int = option(4, "Network evaluations a sample.", ge=1)
@@ -420,6 +431,9 @@ class EvaluateSettings(ReadSettings):
     )
     condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
+    partners: int = option(
+        4, "Frames that each frame is paired with; the median of the answers counts.", ge=1
+    )
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How the model's samples are drawn.")
     steps: int = option(4, "Network evaluations a sample.", ge=1)
     samples: int = option(

@@ -22,6 +22,7 @@ from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
+from txmcorrect.simulate.objects import SCALE
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.loop import Clock, Loop, learning_rate
 from txmcorrect.training.validate import Validation, validate
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # Settings that may change between a run and its continuation without changing its result.
 FREE = {"config", "device", "overwrite", "dry_run", "log_file", "verbose", "quiet", "out"}
 FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "tracker", "compile"}
+DOMAINS = {"sample": "transmission"}
 REPORT_EVERY = 20
 
 
@@ -57,10 +59,10 @@ def run(settings: TrainSettings) -> Result:
 def _check(settings: TrainSettings) -> None:
     if settings.dataset.condition not in CHANNELS:
         raise TxmError(f"dataset.condition: expected one of {', '.join(CHANNELS)}")
-    if settings.dataset.condition == "stack" and settings.data is not None:
+    if settings.dataset.condition != "pair" and settings.data is not None:
         raise TxmError(
-            f"--data {settings.data}: expected a training of the pair condition, got stack, "
-            "which learns from the simulator alone; leave --data away"
+            f"--data {settings.data}: expected a training of the pair condition, got "
+            f"{settings.dataset.condition}, which learns from the simulator alone; leave --data away"
         )
     if settings.diffusion.schedule not in SCHEDULES:
         raise TxmError(f"diffusion.schedule: expected one of {', '.join(SCHEDULES)}")
@@ -253,8 +255,8 @@ class Training:
         message = f"step {self.state.step} of {self.settings.steps}: {self.model_path}"
         if validation:
             message += (
-                f"; validation: log background off by {validation.error:.2f} % "
-                f"(base: {validation.base_error:.2f} %)"
+                f"; validation: off by {validation.error:.2f} % "
+                f"(without network: {validation.base_error:.2f} %)"
             )
         return Result((self.model_path,), message)
 
@@ -270,15 +272,17 @@ def _step_of(line: str) -> float:
 def spec_of(settings: TrainSettings) -> ModelSpec:
     """What kind of model these settings train."""
     data, diffusion = settings.dataset, settings.diffusion
+    extra = {"pad": data.pad, "scale": SCALE} if data.condition == "sample" else {}
     return ModelSpec(
         network=settings.network.model_dump(mode="json"),
         condition=data.condition,
         cond_channels=CHANNELS[data.condition],
         size=data.size,
+        domain=DOMAINS.get(data.condition, ModelSpec.domain),
         target=diffusion.target,
         schedule=diffusion.schedule,
         timesteps=diffusion.timesteps,
-        extra={"uncon_ratio": diffusion.uncon_ratio, "seed": settings.seed},
+        extra={"uncon_ratio": diffusion.uncon_ratio, "seed": settings.seed, **extra},
     )
 
 

@@ -23,7 +23,7 @@ RIM, CLEAR = 0.1, 0.4  # of the level: where the network begins to count, and co
 LEAST_SCALE = 0.03  # natural log; how far two frames may be off that do not differ at all
 PAIR_SHARE = 0.3  # of a pair's level in the generated residual: shape matters, level is guesswork
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
-CHANNELS = {"pair": 10, "stack": 22, "none": 0}
+CHANNELS = {"pair": 10, "stack": 22, "sample": 2}
 
 
 def working_bin(shape: tuple[int, int], size: int) -> int:

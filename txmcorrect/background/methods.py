@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
-from txmcorrect.background.estimate import BATCH, Draw, draw_samples
+from txmcorrect.background.estimate import Draw, batches_of, draw_samples
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
 from txmcorrect.background.scale import Reference
@@ -154,10 +154,8 @@ def sample_background(
     assert background.conditions is not None
     several = replace(draw, samples=count)
     keys, spread = background.keys, []
-    for start in range(0, len(keys), BATCH):
-        batch = keys[np.minimum(np.arange(start, start + BATCH), len(keys) - 1)]
-        cond, to_log = background.conditions(batch)
-        samples = draw_samples(model, cond, to_log, several)[:, : len(keys) - start]
+    for batch, keep in batches_of(keys):
+        samples = draw_samples(model, background.conditions, batch, several)[:, :keep]
         spread.append((samples - samples.mean(0)).numpy())
     small = np.concatenate(spread, 1)
     out = np.empty((count, len(background.amplitude), *background.lit.shape), np.float32)

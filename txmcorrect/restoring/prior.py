@@ -9,9 +9,9 @@ from torch import Tensor
 
 from txmcorrect.diffusion.denoiser import Denoiser
 from txmcorrect.diffusion.patches import Assembly, PatchPrior, patches_within
+from txmcorrect.simulate.objects import SCALE
 from txmcorrect.weights import Model, ModelSpec, load_model
 
-SCALE = 0.25  # transmission per unit of x0: about the deviation of simulated samples
 PAD, PATCH = 16, 64
 CONDITION = "sample"
 

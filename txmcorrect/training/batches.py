@@ -12,12 +12,16 @@ from torch.utils.data import Dataset
 from txmcorrect.background.conditions import LOG_SCALE, Basis, pair_condition
 from txmcorrect.background.stack import bank_modes, stack_condition
 from txmcorrect.background.windows import Known, joined, make_stack
-from txmcorrect.config import TrainSettings
+from txmcorrect.config import DataSettings, TrainSettings
+from txmcorrect.diffusion.patches import draw_patches
 from txmcorrect.simulate.draws import PairBatch, draw_pairs
+from txmcorrect.simulate.objects import SCALE, draw_objects
+from txmcorrect.simulate.scans import stream
 from txmcorrect.simulate.stacks import DrawnScan, draw_scans
 from txmcorrect.training.harvest import Harvest
 
 UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would be arbitrary
+PATCHES_PER_IMAGE = 4
 MOST = 10.0  # scales that a target departs from the base; few do, and they would rule the loss
 
 
@@ -85,6 +89,31 @@ def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
     )
 
 
+def make_sample_batch(
+    data: DataSettings, seed: int, index: int, batch: int, purpose: str
+) -> TrainBatch:
+    """Patches that know where they lie in their image (PaDIS); few images give all of a batch."""
+    generator = torch.Generator().manual_seed(int(stream(purpose, seed, index, 6).integers(2**62)))
+    images = -(-batch // PATCHES_PER_IMAGE)
+    size = torch.multinomial(torch.tensor(data.shares), 1, generator=generator)
+    cut = []
+    for k in range(images):
+        image = torch.from_numpy(draw_objects(seed, index * images + k, purpose))
+        count = min(PATCHES_PER_IMAGE, batch - k * PATCHES_PER_IMAGE)
+        cut.append(
+            draw_patches(
+                image.expand(count, -1, -1, -1),
+                generator=generator,
+                sizes=(data.patches[int(size)],),
+                shares=(1.0,),
+                pad=data.pad,
+            )
+        )
+    x0, where = (torch.cat(parts) for parts in zip(*cut, strict=True))
+    scale = torch.full((batch,), SCALE)
+    return TrainBatch(x0, where, torch.ones_like(x0), scale, SCALE * x0.expand(-1, 2, -1, -1))
+
+
 def known_of(scan: DrawnScan) -> Known:
     """What `correct` would know about a drawn scan."""
     at_zero = np.exp(-scan.flat_exposure) if scan.flats_known else 1.0
@@ -142,6 +171,8 @@ class Batches(Dataset[TrainBatch]):
 
     def __getitem__(self, index: int) -> TrainBatch:
         settings, data = self.settings, self.settings.dataset
+        if data.condition == "sample":
+            return make_sample_batch(data, settings.seed, index, settings.batch, self.purpose)
         if data.condition == "stack":
             return make_stack_batch(
                 draw_scans(

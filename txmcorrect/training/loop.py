@@ -41,7 +41,12 @@ def draw_levels(
     count = len(batch.x0)
     place = torch.rand(1, generator=noise.generator(1)) + torch.arange(count) / count
     place = place[torch.randperm(count, generator=noise.generator(2))] % 1
-    sigma = sigmas[(place * len(sigmas)).long()].float()
+    if settings.diffusion.levels == "lognormal":  # Karras et al. 2022, table 1; width 1.2
+        middle = place.clamp(1e-3, 1 - 1e-3)
+        sigma = torch.exp(1.2 * torch.special.ndtri(middle) - 0.5).clamp(sigmas[0], sigmas[-1])
+    else:
+        sigma = sigmas[(place * len(sigmas)).long()]
+    sigma = sigma.float()
     dropped = torch.rand(count, generator=noise.generator(3)) < settings.diffusion.uncon_ratio
     return sigma, noise.normal_like(batch.x0), (~dropped).float()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,14 +15,16 @@ from txmcorrect.diffusion.loss import denoising_loss
 from txmcorrect.training.batches import Batches, TrainBatch
 
 BATCHES = 4
+SAMPLE_NOISE = 0.125  # of transmission
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss, and the posterior mean's error of the log background over lit pixels, mean removed.
+    """Loss, and the error of what one evaluation says, mean removed: rms in percent, median over items.
 
-    `error` is the network's (one evaluation at the largest sigma), `base_error` that of the base,
-    which needs no network; both rms in percent, medians over items.
+    Of backgrounds: of the log background over lit pixels, at the largest sigma; `base_error` is that
+    of the base, which needs no network. Of samples: of the transmission after noise of deviation
+    `SAMPLE_NOISE`, which is `base_error`, was taken off.
     """
 
     loss: float
@@ -41,13 +43,27 @@ def validate(
     for index in range(BATCHES):
         batch = data[index].to(device)
         losses.append(_loss(model, batch, sigmas, index, settings))
-        mean = posterior_mean(model, batch.cond, sigmas[-1])
-        errors += _log_error(mean, batch)
-        base_errors += _log_error(torch.zeros_like(mean), batch)
+        if settings.dataset.condition == "sample":
+            base, mean = _denoised(model, batch, index)
+            wide = batch.scale[:, None, None, None]
+            batch = replace(batch, views=(wide * base).expand(-1, 2, -1, -1))
+        else:
+            mean = posterior_mean(model, batch.cond, sigmas[-1])
+            base = torch.zeros_like(mean)
+        errors += _error(mean, batch)
+        base_errors += _error(base, batch)
         if index == 0:
             _draw(batch, mean, picture)
     middle = [float(torch.tensor(e).median()) for e in (errors, base_errors)]
     return Validation(sum(losses) / len(losses), *middle)
+
+
+def _denoised(model: NetworkDenoiser, batch: TrainBatch, index: int) -> tuple[Tensor, Tensor]:
+    """Noisy samples, and one evaluation at their noise."""
+    sigma = SAMPLE_NOISE / batch.scale
+    noise = Noise(index, shared=False).step(1).normal_like(batch.x0)
+    noisy = batch.x0 + sigma[:, None, None, None] * noise
+    return noisy, model(noisy, sigma, batch.cond)
 
 
 def posterior_mean(model: NetworkDenoiser, cond: Tensor, sigma_max: Tensor) -> Tensor:
@@ -69,15 +85,15 @@ def _loss(
     return float(denoising_loss(*arguments, settings.diffusion.loss, settings.diffusion.snr_weight))
 
 
-def _log_error(estimate: Tensor, batch: TrainBatch) -> list[float]:
-    """Rms log error in percent over lit pixels, with its mean removed, per item."""
+def _error(estimate: Tensor, batch: TrainBatch) -> list[float]:
+    """Rms error in percent over lit pixels, with its mean removed, per item."""
     lit = batch.weight > 0.5
     error = (estimate - batch.x0) * batch.scale[:, None, None, None] * 100
     return [float(e[m].std(correction=0)) for e, m in zip(error, lit, strict=True)]
 
 
 def _draw(batch: TrainBatch, mean: Tensor, picture: Path) -> None:
-    """What the network saw, truth, posterior mean and error, relative to the base, of eight items."""
+    """What the network saw, truth, answer and error of eight items."""
     count = min(8, len(mean))
     figure = Figure(figsize=(1.6 * count, 8.2), layout="constrained")
     axes = figure.subplots(5, count, squeeze=False)
