@@ -13,6 +13,7 @@ from txmcorrect.background.quality import NAMES
 from txmcorrect.background.survey import read_counts
 from txmcorrect.config import CorrectSettings, UsageError
 from txmcorrect.errors import OutputError
+from txmcorrect.formats import open_scan
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.progress import Stages
 from txmcorrect.report.correction import (
@@ -99,12 +100,13 @@ def write_report(outcome: Outcome, settings: CorrectSettings) -> tuple[Path, ...
 def _shown(outcome: Outcome, frame: int, label: str) -> ShownFrame:
     background = outcome.background
     raw = read_counts(outcome.scan.projections, frame, frame + 1, background.dark)[0]
-    empty = np.exp(background.log_background(frame))
-    if outcome.path.suffix == ".tif":
-        corrected = np.where(background.lit, raw / empty, 1)
+    if outcome.path.suffix == ".tif":  # which does not hold the background
+        corrected = open_scan(outcome.path).projections.read(frame, frame + 1)[0]
+        empty = raw / np.where(corrected == 0, 1, corrected)
     else:  # show what was written, not what should have been
         with read_result(outcome.path) as result:
             corrected = result.transmission.read(frame, frame + 1)[0]
+            empty = result.background(frame)
     return ShownFrame(label, raw, empty, corrected)
 
 

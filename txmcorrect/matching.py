@@ -75,7 +75,39 @@ def match_references(
         )
     for reason in refused:
         log.warning("references left out: %s", reason)
-    return tuple(matched)
+    return _nearest_in_energy(scan, matched)
+
+
+def of_energy(
+    groups: Sequence[References], energies_ev: FloatArray | None, number: int
+) -> list[References]:
+    """Keep the references that belong to one energy of a stack: by their number, or else by theirs.
+
+    `energies_ev` `(e,)` of the stack, None where it is not recorded. References of unknown energy
+    belong to none: backgrounds differ between energies.
+    """
+    return [group for group in groups if _belongs(group, energies_ev, number)]
+
+
+def _belongs(group: References, energies_ev: FloatArray | None, number: int) -> bool:
+    if energies_ev is not None and group.optics.energy_ev is not None:
+        distance = np.abs(energies_ev - group.optics.energy_ev)
+        steps = np.diff(np.unique(energies_ev))
+        near = steps.min() / 2 if len(steps) else np.inf
+        return bool(distance.argmin() == number and distance.min() <= near)
+    return group.energy_number == number
+
+
+def _nearest_in_energy(
+    scan: Scan, matched: list[MatchedReferences]
+) -> tuple[MatchedReferences, ...]:
+    """Of references at several energies, all within tolerance, keep those nearest to the scan's."""
+    low, high = _energy_range(scan)
+    known = [m.references.optics.energy_ev for m in matched if m.references.optics.energy_ev]
+    if not low or not high or len(set(known)) < 2:
+        return tuple(matched)
+    nearest = min(known, key=lambda energy: abs(energy - (low + high) / 2))
+    return tuple(m for m in matched if m.references.optics.energy_ev in (None, nearest))
 
 
 def check_raw(scan: Scan, force: bool = False) -> None:

@@ -156,6 +156,7 @@ class References:
     current_ma: FloatArray | None = None
     darks: Frames | None = None
     origin: str = ""
+    energy_number: int | None = None  # of an energy stack: which energy they belong to
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class Scan:
     theta : `(n,)` radians. time_s : `(n,)` POSIX seconds. exposure_s, current_ma, energy_ev : `(n,)`.
     position_um : `(n, 2)` stage (y, x). shifts_px : `(n, 2)` stored alignment (y, x).
     mosaic_shape : (rows, columns).
+    energies : the frames are those of so many energies, one energy after another, equally many each.
     corrected_by : name of the program that already divided by a reference, or "".
     warnings : what was odd in the file but survivable.
     """
@@ -189,6 +191,7 @@ class Scan:
     position_um: FloatArray | None = None
     shifts_px: FloatArray | None = None
     mosaic_shape: tuple[int, int] | None = None
+    energies: int = 1
     optics: Optics = Optics()
     corrected_by: str = ""
     warnings: tuple[str, ...] = ()
@@ -206,13 +209,15 @@ class Scan:
     ) -> Scan:
         """Return the same scan restricted to some frames and a region, and binned.
 
+        Of an energy stack, `frames` are chosen within each energy.
+
         Raises
         ------
         TxmError : nothing would be left, or the region does not fit the frame.
         """
         n, h, w = self.shape
-        every = np.arange(n, dtype=np.intp)
-        index = every if frames is None else every[frames]
+        every = np.arange(n, dtype=np.intp).reshape(self.energies, -1)
+        index = (every if frames is None else every[:, frames]).ravel()
         y0, y1, x0, x1 = roi or (0, h, 0, w)
         if not (0 <= y0 < y1 <= h and 0 <= x0 < x1 <= w):
             raise TxmError(f"--roi {y0}:{y1},{x0}:{x1} does not fit frames of {h}x{w}")
@@ -220,7 +225,17 @@ class Scan:
             raise TxmError(
                 f"no pixels left of {n} frames of {h}x{w} after --frames, --roi and --bin"
             )
+        return self._take(index, roi, bin)
 
+    def at_energy(self, number: int) -> Scan:
+        """Return the frames of one energy of an energy stack, with the flats that belong to it."""
+        count = self.shape[0] // self.energies
+        index = np.arange(number * count, (number + 1) * count, dtype=np.intp)
+        return replace(self._take(index, None, 1), energies=1)
+
+    def _take(
+        self, index: NDArray[np.intp], roi: tuple[int, int, int, int] | None, bin: int
+    ) -> Scan:
         def crop(source: Frames, chosen: NDArray[np.intp]) -> Frames:
             return FrameView(source, chosen, roi, bin)
 

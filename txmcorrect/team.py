@@ -134,25 +134,34 @@ class InMemory:
 class Shared:
     """Pieces in a part folder: what one process made, in this run or one before, all have.
 
-    `workers` threads make pieces at a time.
+    `workers` threads make pieces at a time. Names begin with `prefix`. All pieces fall to the process
+    to which number `whole` falls, where it is given: work within one part of a whole that is shared.
 
     Raises
     ------
     OutputError : another process failed or fell silent, or the disk is full.
     """
 
-    def __init__(self, part: PartFolder, team: Team, workers: int = 1) -> None:
+    def __init__(
+        self,
+        part: PartFolder,
+        team: Team,
+        workers: int = 1,
+        prefix: str = "",
+        whole: int | None = None,
+    ) -> None:
         self.part, self.team, self.workers = part, team, workers
+        self.prefix, self.whole = prefix, whole
 
     def each(
         self, kind: str, count: int, make: Make, progress: Progress | None = None
     ) -> Iterator[Arrays]:
-        names = [piece_name(kind, number) for number in range(count)]
+        names = [piece_name(self.prefix + kind, number) for number in range(count)]
         stored = self.part.names()
         mine = [
             number
             for number, name in enumerate(names)
-            if self.team.falls_to_us(number) and name not in stored
+            if self._is_ours(number) and name not in stored
         ]
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -170,7 +179,21 @@ class Shared:
             yield self.part.load_arrays(name)
 
     def get(self, kind: str, number: int) -> Arrays:
-        return self.part.load_arrays(piece_name(kind, number))
+        return self.part.load_arrays(piece_name(self.prefix + kind, number))
+
+    def parts(self, kind: str, count: int) -> list[Shared]:
+        """Shares for the numbered parts of a whole, each part done by one process."""
+        return [
+            Shared(self.part, self.team, self.workers, f"{kind}{number:04d}-", number)
+            for number in range(count)
+        ]
+
+    def is_ours(self) -> bool:
+        """Whether this part, one of `parts`, falls to this process."""
+        return self._is_ours(0)
+
+    def _is_ours(self, number: int) -> bool:
+        return self.team.falls_to_us(number if self.whole is None else self.whole)
 
     def wait(self, names: Collection[str], progress: Progress | None = None) -> None:
         """Return once all these shards exist, whoever makes them."""

@@ -108,6 +108,11 @@ class Source:
 def _open_source(settings: TomoSettings, path: Path, out: Path, report: Report) -> Source:
     """Transmission of one scan: as it is, over its own flats, or corrected by our model."""
     scan = open_for(settings, path)
+    if scan.energies > 1:
+        raise GeometryError(
+            f"{path}: expected a scan of one energy, got a stack of {scan.energies}; "
+            "write each energy as a file of its own (/exchange/data[i]) and name those"
+        )
     if scan.corrected_by and not settings.force:
         return _corrected_source(scan)
     if settings.flats == "none":

@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import working_bin
-from txmcorrect.background.course import Background, KeyImages, divide_frame
+from txmcorrect.background.course import (
+    Background,
+    KeyImages,
+    StoredDetails,
+    divide_frame,
+    join,
+)
 from txmcorrect.background.estimate import Draw
 from txmcorrect.background.pipeline import Report, estimate_background, silent
 from txmcorrect.background.quality import NAMES, Verdict
@@ -24,8 +30,8 @@ from txmcorrect.config import CorrectSettings
 from txmcorrect.formats import open_references, open_scan
 from txmcorrect.formats.write import Process, ResultWriter
 from txmcorrect.formats.write_slabs import SLAB
-from txmcorrect.matching import check_raw, match_references
-from txmcorrect.scan import References, Scan
+from txmcorrect.matching import check_raw, match_references, of_energy
+from txmcorrect.scan import FloatArray, References, Scan
 from txmcorrect.stream import run_signature
 from txmcorrect.team import Pieces, Shared, Team
 from txmcorrect.weights import Model, load_model
@@ -58,7 +64,7 @@ def open_for(settings: CorrectSettings, path: Path) -> Scan:
     scan = open_scan(path, **settings.sources())
     frames: slice | list[int] | None = slice(*settings.frames) if settings.frames else None
     if settings.preview is not None:
-        count = scan.shape[0]
+        count = scan.shape[0] // scan.energies
         chosen = range(count)[frames] if isinstance(frames, slice) else range(count)
         places = np.linspace(0, len(chosen) - 1, min(settings.preview, len(chosen)))
         frames = [chosen[int(p)] for p in places.round()]
@@ -68,7 +74,11 @@ def open_for(settings: CorrectSettings, path: Path) -> Scan:
 
 
 def references_for(
-    settings: CorrectSettings, scan: Scan, dark: NDArray[np.float32], factor: int
+    settings: CorrectSettings,
+    scan: Scan,
+    dark: NDArray[np.float32],
+    factor: int,
+    energy: Energy | None = None,
 ) -> tuple[Reference, ...]:
     """Matching references: those of `--refs` first, then those inside the scan."""
     groups = list(scan.flats)
@@ -77,6 +87,8 @@ def references_for(
         if settings.roi is not None or settings.bin > 1:
             given = tuple(_cut_like(settings, scan, group) for group in given)
         groups = [*given, *groups]
+    if energy is not None:
+        groups = of_energy(groups, energy.all_ev, energy.number)
     if not groups:
         check_raw(scan, settings.force)
         return ()
@@ -134,6 +146,7 @@ def correct_scan(
             layout=settings.format,
             overwrite=settings.overwrite,
             rank=team.rank,
+            energies=scan.energies,
         )
 
     with one_torch_thread() as workers, team.first_of_all(open_writer) as writer:
@@ -167,9 +180,46 @@ def one_torch_thread() -> Iterator[int]:
 
 
 def scan_background(
-    settings: CorrectSettings, scan: Scan, model: Model, pieces: Pieces, report: Report
+    settings: CorrectSettings, scan: Scan, model: Model, shared: Shared, report: Report
 ) -> Background:
-    """The background of a scan as the settings ask."""
+    """The background of a scan as the settings ask; of an energy stack, each energy its own."""
+    if scan.energies == 1:
+        return one_background(settings, scan, model, shared, report)
+    every = None if scan.energy_ev is None else scan.energy_ev.reshape(scan.energies, -1)[:, 0]
+    shares = shared.parts("energy", scan.energies)
+
+    def found(number: int) -> Background:
+        energy = Energy(number, every)
+        share = shares[number]
+        return one_background(settings, scan.at_energy(number), model, share, report, energy)
+
+    for number, share in enumerate(shares):  # whole energies fall to processes
+        if share.is_ours():
+            found(number)
+    backgrounds = []
+    for number in range(scan.energies):
+        backgrounds.append(replace(found(number), details=(), conditions=None))
+        report("energies", number + 1, scan.energies)
+    return join(backgrounds, StoredDetails(shares))
+
+
+@dataclass(frozen=True)
+class Energy:
+    """One energy of a stack: its number and all energies `(e,)` in eV, None if not recorded."""
+
+    number: int
+    all_ev: FloatArray | None
+
+
+def one_background(
+    settings: CorrectSettings,
+    scan: Scan,
+    model: Model,
+    pieces: Pieces,
+    report: Report,
+    energy: Energy | None = None,
+) -> Background:
+    """The background of frames that share one: those of a scan, or of one energy of it."""
     h, w = scan.shape[1:]
     dark = dark_for(settings, scan)
     zero = np.zeros((h, w), np.float32)
@@ -178,7 +228,7 @@ def scan_background(
         scan,
         model,
         Draw(settings.sampler, settings.steps, settings.samples, settings.seed, settings.partners),
-        references=references_for(settings, scan, zero if dark is None else dark, factor),
+        references=references_for(settings, scan, zero if dark is None else dark, factor, energy),
         dark=dark,
         interval=settings.interval,
         every=None if settings.every == "auto" else int(settings.every),

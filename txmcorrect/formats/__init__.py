@@ -162,7 +162,8 @@ def _grouped(found: list[References]) -> tuple[References, ...]:
     """Join references of the same size and optics, in the order found."""
     groups: dict[object, list[References]] = defaultdict(list)
     for item in found:
-        groups[(item.frames.shape[1:], item.optics, id(item.darks))].append(item)
+        key = (item.frames.shape[1:], item.optics, id(item.darks), item.energy_number)
+        groups[key].append(item)
     return tuple(_joined(items) for items in groups.values())
 
 

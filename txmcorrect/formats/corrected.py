@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect.errors import FormatError
+from txmcorrect.formats.hdf5 import read_frames
 from txmcorrect.formats.write_process import GROUP
 from txmcorrect.scan import Array, FloatArray
 
@@ -51,12 +52,12 @@ class DatasetFrames:
 
     def __init__(self, dataset: h5py.Dataset, count: int) -> None:
         self.dataset = dataset
-        self.shape: tuple[int, int, int] = (count, *dataset.shape[1:])
+        self.shape: tuple[int, int, int] = (count, *dataset.shape[-2:])
         self.dtype: np.dtype[Any] = dataset.dtype
 
     def read(self, start: int, stop: int) -> Array:
         """Return frames `start:stop`."""
-        return np.asarray(self.dataset[start : min(stop, self.shape[0])])
+        return read_frames(self.dataset, start, min(stop, self.shape[0]))
 
 
 class Corrected:

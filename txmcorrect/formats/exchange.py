@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from txmcorrect.errors import FormatError
 from txmcorrect.formats import hdf5
 from txmcorrect.formats.source import Where, empty_warning
-from txmcorrect.scan import FloatArray, Optics, References, Scan
+from txmcorrect.scan import FloatArray, FrameView, Optics, References, Scan
 
 DATA, FLAT, DARK, ANGLE = (
     f"/exchange/{name}" for name in ("data", "data_white", "data_dark", "theta")
@@ -74,28 +74,33 @@ def open_exchange(path: Path, where: Where) -> Scan:
     FormatError : a dataset is missing or is no stack of frames.
     """
     with hdf5.open_hdf5(path) as file:
-        projections = hdf5.frames_of(
-            path, hdf5.get_dataset(file, where.data or DATA, "--data-path")
-        )
+        data = hdf5.get_dataset(file, where.data or DATA, "--data-path")
+        projections = hdf5.frames_of(path, data)
         n, h, w = projections.shape
-        flats = _references(file, path, where, n)
+        energies = data.shape[0] if data.ndim == 4 else 1
+        flats = _references(file, path, where, n, energies)
         darks = _optional(file, path, where.dark, DARK, "--dark-path")
-        theta, notes = _theta(file, where, n)
+        theta, notes = _theta(file, where, n // energies)
+        theta = None if theta is None else np.tile(theta, energies)
         time = _time(file, n)
-        energy = hdf5.per_frame(read_field(file, "energy"), n)
+
+        def spread(name: str) -> FloatArray | None:
+            return hdf5.per_energy_or_frame(read_field(file, name), energies, n)
+
         scan = Scan(
             path=path,
             format="data exchange" if (where.data or DATA) == DATA else "hdf5",
             projections=projections,
-            flats=() if flats is None else (flats,),
+            flats=flats,
             darks=darks,
             theta=theta,
             time_s=time,
-            exposure_s=hdf5.per_frame(read_field(file, "exposure"), n),
-            current_ma=hdf5.per_frame(read_field(file, "current"), n),
-            energy_ev=energy,
+            exposure_s=spread("exposure"),
+            current_ma=spread("current"),
+            energy_ev=spread("energy"),
             position_um=_positions(file, n),
             mosaic_shape=_mosaic(file),
+            energies=energies,
             optics=_optics(file),
             corrected_by="txmcorrect" if OURS in file and projections.name == DATA else "",
             warnings=notes,
@@ -116,9 +121,9 @@ def open_exchange_references(path: Path, where: Where) -> tuple[References, ...]
             raise FormatError(
                 f"{path}: expected raw references, got frames txmcorrect has corrected"
             )
-        flats = _references(file, path, Where(where.data, name, where.dark, where.angle), 0)
-    assert flats is not None
-    return (flats,)
+        flats = _references(file, path, Where(where.data, name, where.dark, where.angle), 0, 1)
+    assert flats
+    return flats
 
 
 def _optional(
@@ -130,16 +135,22 @@ def _optional(
     return hdf5.frames_of(path, hdf5.get_dataset(file, given or usual, flag))
 
 
-def _references(file: h5py.File, path: Path, where: Where, n: int) -> References | None:
-    """The flats of a file; exposure and current fall back on those of its projections."""
+def _references(
+    file: h5py.File, path: Path, where: Where, n: int, energies: int
+) -> tuple[References, ...]:
+    """The flats of a file; exposure and current fall back on those of its projections.
+
+    `n` projections of all energies. Flats `(e, m, h, w)` are a group for each energy, and so are
+    flats `(e, h, w)` of an energy stack: one each.
+    """
     frames = _optional(file, path, where.flat, FLAT, "--flat-path")
     if frames is None:
-        return None
+        return ()
     m = frames.shape[0]
     data = where.data or DATA
     is_white = frames.name != data and data in file  # else the file is about references alone
     before, time = _flat_order(file, frames.name, n, m) if is_white else (None, _time(file, m))
-    return References(
+    flats = References(
         frames=frames,
         optics=_optics(file),
         before=before,
@@ -149,6 +160,39 @@ def _references(file: h5py.File, path: Path, where: Where, n: int) -> References
         darks=_optional(file, path, where.dark, DARK, "--dark-path"),
         origin=f"{path.name}:{frames.name}",
     )
+    groups = file[frames.name].shape[0] if file[frames.name].ndim == 4 else 1
+    if groups == 1 and energies > 1 and m == energies:
+        groups = energies
+    return (flats,) if groups == 1 else _by_energy(file, flats, groups)
+
+
+def _by_energy(file: h5py.File, flats: References, groups: int) -> tuple[References, ...]:
+    """Flats of an energy stack, energy by energy; their order within one is not known."""
+    m = flats.frames.shape[0]
+    energy = hdf5.per_energy_or_frame(read_field(file, "energy"), groups, m)
+    energy = None if energy is None else energy[:: m // groups]
+
+    def some(values: FloatArray | None, chosen: NDArray[np.intp]) -> FloatArray | None:
+        return None if values is None else values[chosen]
+
+    found = []
+    for number, chosen in enumerate(np.arange(m, dtype=np.intp).reshape(groups, -1)):
+        optics = flats.optics
+        if energy is not None:
+            optics = replace(optics, energy_ev=float(energy[number]))
+        found.append(
+            replace(
+                flats,
+                frames=FrameView(flats.frames, chosen),
+                optics=optics,
+                before=None,
+                time_s=some(flats.time_s, chosen),
+                exposure_s=some(flats.exposure_s, chosen),
+                current_ma=some(flats.current_ma, chosen),
+                energy_number=number,
+            )
+        )
+    return tuple(found)
 
 
 def _of_flats(file: h5py.File, quantity: str, m: int, is_white: bool) -> FloatArray | None:

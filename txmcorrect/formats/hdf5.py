@@ -15,6 +15,7 @@ from txmcorrect.errors import FormatError
 from txmcorrect.formats.source import iso_seconds
 from txmcorrect.scan import Array, FloatArray
 
+COLOURS = 4  # a last axis this short is no width
 LIBRARY_MESSAGES = ("Unable to", "Can't", "Object visitation failed", "Link iteration failed")
 
 
@@ -58,7 +59,10 @@ def _open_while_written(path: Path, reason: str) -> h5py.File:
 
 @dataclass(frozen=True)
 class Hdf5Frames:
-    """A dataset `(n, h, w)` (or one frame `(h, w)`), read block by block; no handle stays open."""
+    """A dataset `(n, h, w)`, one frame `(h, w)`, or `(e, n, h, w)` taken as e x n frames.
+
+    It is read block by block; no handle stays open.
+    """
 
     path: Path
     name: str
@@ -69,12 +73,28 @@ class Hdf5Frames:
         with open_hdf5(self.path) as file:
             data = file[self.name]
             try:
-                block = data[start:stop] if data.ndim == 3 else data[()][np.newaxis][start:stop]
+                block = read_frames(data, start, min(stop, self.shape[0]))
             except OSError as error:
                 raise FormatError(
                     f"{self.path}: frames {start} to {stop - 1} of {self.name} cannot be read ({error})"
                 ) from None
         return np.asarray(block)
+
+
+def read_frames(data: h5py.Dataset, start: int, stop: int) -> Array:
+    """Frames of a dataset of two to four axes, counted through all but the last two."""
+    if data.ndim == 2:
+        return np.asarray(data[()][np.newaxis][start:stop])
+    if data.ndim == 3:
+        return np.asarray(data[start:stop])
+    count = data.shape[1]
+    blocks = [np.empty((0, *data.shape[2:]), data.dtype)]
+    while start < stop:
+        group, first = divmod(start, count)
+        last = min(first + stop - start, count)
+        blocks.append(data[group, first:last])
+        start += last - first
+    return np.concatenate(blocks)
 
 
 def frames_of(path: Path, data: h5py.Dataset) -> Hdf5Frames:
@@ -85,9 +105,11 @@ def frames_of(path: Path, data: h5py.Dataset) -> Hdf5Frames:
     FormatError : it is not a stack of grey frames, or is empty.
     """
     shape = (1, *data.shape) if data.ndim == 2 else data.shape
+    if len(shape) == 4 and shape[3] > COLOURS:
+        shape = (shape[0] * shape[1], *shape[2:])
     if len(shape) != 3 or data.dtype.kind not in "uifb":
         raise FormatError(
-            f"{path}: expected frames (n, height, width) of numbers at {data.name}, "
+            f"{path}: expected frames (n, height, width), or (energies, n, height, width), of numbers at {data.name}, "
             f"got {data.dtype} {data.shape}; name another dataset with --data-path"
         )
     if 0 in shape:
@@ -117,7 +139,7 @@ def list_stacks(file: h5py.File) -> str:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            names[item.ndim in (2, 3)].append(f"/{name} {item.shape}")
+            names[item.ndim in (2, 3, 4)].append(f"/{name} {item.shape}")
 
     file.visititems(visit)
     listed = names[True] or names[False]
@@ -166,6 +188,18 @@ def per_frame(values: FloatArray | None, n: int) -> FloatArray | None:
     if values is None or len(values) not in (1, n):
         return None
     return np.broadcast_to(values, n).copy()
+
+
+def per_energy_or_frame(values: FloatArray | None, energies: int, n: int) -> FloatArray | None:
+    """Spread numbers over n frames of an energy stack: one for all, or an energy, or a frame.
+
+    `n` counts the frames of all energies. None where the count fits nothing.
+    """
+    if values is not None and energies > 1 and len(values) == energies:
+        return np.repeat(values, n // energies)
+    if values is not None and energies > 1 and len(values) == n // energies:
+        return np.tile(values, energies)
+    return per_frame(values, n)
 
 
 def start_seconds(file: h5py.Group, names: tuple[str, ...]) -> float:

@@ -41,11 +41,11 @@ class ResultWriter:
     source : the scan that was corrected; where it is HDF5, its `/measurement` is copied.
     layout : a name of `LAYOUTS`.
     overwrite, rank : see `stream.PartFolder`.
-    threads : that compress chunks.
+    threads : that compress chunks. energies : of an energy stack, see `write_slabs.Slabs`.
 
     Raises
     ------
-    OutputError : see `stream.PartFolder`; NXtomo without angles.
+    OutputError : see `stream.PartFolder`; NXtomo without angles or of several energies.
     """
 
     def __init__(
@@ -60,10 +60,13 @@ class ResultWriter:
         overwrite: bool = False,
         rank: int = 0,
         threads: int | None = None,
+        energies: int = 1,
     ) -> None:
         if layout == "nxtomo" and theta is None:
             raise OutputError(f"{out}: NXtomo needs angles and the scan has none; use --format h5")
-        self.slabs = Slabs(shape)
+        if layout == "nxtomo" and energies > 1:
+            raise OutputError(f"{out}: NXtomo holds one energy, got {energies}; use --format h5")
+        self.slabs = Slabs(shape, energies)
         self.theta = theta
         self.source = source
         self.layout = layout
@@ -99,18 +102,19 @@ class ResultWriter:
 
         Parameters
         ----------
-        start : their first frame, a multiple of 16 (`write_slabs.SLAB`).
-        frames : `(m, h, w)` transmission; m a multiple of 16, unless they reach the last frame.
+        start : their first frame, where a slab begins (every 16th, `write_slabs.SLAB`).
+        frames : `(m, h, w)` transmission of whole slabs of one energy.
         values : a number per frame, by name, kept with them: amplitude, flag...
 
         Raises
         ------
         OutputError : the disk is full; what was stored before stays.
         """
-        depth, stop = self.slabs.chunk[0], start + len(frames)
-        assert start % depth == 0 and (stop % depth == 0 or stop == self.slabs.shape[0])
+        depth, per = self.slabs.chunk[0], self.slabs.per_energy
+        first_in, stop_in = start % per, start % per + len(frames)
+        assert first_in % depth == 0 and (stop_in % depth == 0 or stop_in == per)
         assert frames.shape[1:] == self.slabs.shape[1:]
-        for first in range(start, stop, depth):
+        for first in range(start, start + len(frames), depth):
             some = slice(first - start, first - start + depth)
             chunks = self.slabs.pack(frames[some], self.pool)
             kept = {name: np.asarray(v)[some].tolist() for name, v in values.items()}

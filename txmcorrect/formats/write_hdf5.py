@@ -35,14 +35,16 @@ def write_exchange(path: Path, stored: Stored, process: Process, progress: Progr
     """Write Data Exchange: `/exchange`, `/measurement` and `/process/txmcorrect`."""
     with h5py.File(path, "w") as file:
         group = file.create_group("exchange")
-        data = _create_stack(group, "data", stored.slabs, stored.slabs.shape[0])
+        slabs, theta = stored.slabs, stored.theta
+        data = _create_stack(group, "data", slabs, slabs.stored_shape)
         _copy_chunks(data, stored, progress)
-        first = "theta" if stored.theta is not None else "frame"
+        first = "theta" if theta is not None else "frame"
+        first = first if slabs.energies == 1 else f"energy:{first}"
         data.attrs.update(
             axes=f"{first}:y:x", units="dimensionless", description="transmission, no logarithm"
         )
-        if stored.theta is not None:
-            group["theta"] = np.rad2deg(stored.theta)
+        if theta is not None:  # the same at all energies
+            group["theta"] = np.rad2deg(theta[: slabs.per_energy])
             group["theta"].attrs["units"] = "degrees"
         _write_blanks(group, "data_white", stored.slabs, 1.0)
         _write_blanks(group, "data_dark", stored.slabs, 0.0)
@@ -64,7 +66,7 @@ def write_nxtomo(path: Path, stored: Stored, process: Process, progress: Progres
         entry.attrs["version"] = NXTOMO_VERSION
         entry["definition"] = "NXtomo"
         detector = _nx_group(_nx_group(entry, "instrument", "NXinstrument"), "detector")
-        data = _create_stack(detector, "data", stored.slabs, n + 2)
+        data = _create_stack(detector, "data", stored.slabs, (n + 2, *stored.slabs.shape[1:]))
         _copy_chunks(data, stored, progress)
         data[n], data[n + 1] = 1.0, 0.0
         data.attrs["interpretation"] = "image"
@@ -94,12 +96,14 @@ def _link_data(entry: h5py.Group) -> None:
     group["rotation_angle"] = entry["sample/rotation_angle"]
 
 
-def _create_stack(group: h5py.Group, name: str, slabs: Slabs, count: int) -> h5py.Dataset:
+def _create_stack(
+    group: h5py.Group, name: str, slabs: Slabs, shape: tuple[int, ...]
+) -> h5py.Dataset:
     return group.create_dataset(
         name,
-        (count, *slabs.shape[1:]),
+        shape,
         "<f4",
-        chunks=slabs.chunk,
+        chunks=(*[1] * (len(shape) - 3), *slabs.chunk),
         compression="gzip",
         compression_opts=GZIP,
         shuffle=True,
@@ -110,7 +114,7 @@ def _copy_chunks(data: h5py.Dataset, stored: Stored, progress: Progress) -> None
     slabs = stored.slabs
     for start in slabs.starts():
         for row, chunk in zip(slabs.rows(), stored.chunks(start), strict=True):
-            data.id.write_direct_chunk((start, row, 0), chunk)
+            data.id.write_direct_chunk(slabs.place(start, row), chunk)
         progress(start + slabs.length(start), slabs.shape[0])
 
 

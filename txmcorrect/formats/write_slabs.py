@@ -23,24 +23,44 @@ Frames32 = NDArray[np.float32]
 class Slabs:
     """Cut of a `(n, h, w)` float32 stack into slabs of 16 frames and chunks of `(16, 64, w)`.
 
+    The frames of an energy stack are those of `energies` energies, one after another; each begins
+    with a slab of its own.
     A packed chunk is what HDF5 stores for it under shuffle and gzip, so that a file is assembled
     by copying bytes.
     """
 
     shape: tuple[int, int, int]
+    energies: int = 1
+
+    @property
+    def per_energy(self) -> int:
+        return self.shape[0] // self.energies
 
     @property
     def chunk(self) -> tuple[int, int, int]:
-        n, h, w = self.shape
-        return min(SLAB, n), min(ROWS, h), w
+        _, h, w = self.shape
+        return min(SLAB, self.per_energy), min(ROWS, h), w
 
-    def starts(self) -> range:
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape in a file: `(n, h, w)`, or `(energies, n, h, w)`."""
+        _, h, w = self.shape
+        return self.shape if self.energies == 1 else (self.energies, self.per_energy, h, w)
+
+    def place(self, start: int, row: int) -> tuple[int, ...]:
+        """Where in a file of `stored_shape` a chunk begins."""
+        if self.energies == 1:
+            return start, row, 0
+        return *divmod(start, self.per_energy), row, 0
+
+    def starts(self) -> list[int]:
         """Return the first frame of every slab."""
-        return range(0, self.shape[0], self.chunk[0])
+        depth, per = self.chunk[0], self.per_energy
+        return [e * per + s for e in range(self.energies) for s in range(0, per, depth)]
 
     def length(self, start: int) -> int:
         """Return how many frames the slab that begins at `start` has."""
-        return min(self.chunk[0], self.shape[0] - start)
+        return min(self.chunk[0], self.per_energy - start % self.per_energy)
 
     def rows(self) -> range:
         """Return the first row of every chunk of a slab."""

@@ -18,7 +18,7 @@ def write_tiff(path: Path, stored: Stored, process: Process, progress: Progress)
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         file.write(
             _pages(stored, progress),
-            shape=stored.slabs.shape,
+            shape=stored.slabs.stored_shape,
             dtype="float32",
             photometric="minisblack",
             contiguous=True,
