@@ -99,7 +99,9 @@ def test_residual_and_log_counts_are_inverse():
     torch.manual_seed(0)
     lit = (torch.rand(3, 8, 9) > 0.3).float()
     share = torch.tensor([1.0, 0.1, 0.1])
-    basis = Basis(torch.randn(3, 8, 9), torch.tensor([0.01, 0.1, 0.3]), share, lit)
+    basis = Basis(
+        torch.randn(3, 8, 9), torch.tensor([0.01, 0.1, 0.3]), share, lit, torch.ones(3, 8, 9)
+    )
     truth = torch.randn(3, 8, 9)
     assert torch.allclose(basis.log_counts(basis.residual(truth)), truth, atol=1e-5)
 

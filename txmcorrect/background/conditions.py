@@ -101,7 +101,7 @@ class Basis:
     scale: Tensor
     share: Tensor
     lit: Tensor
-    trust: Tensor | None = None
+    trust: Tensor
 
     def residual(self, log_background: Tensor) -> Tensor:
         """Natural log counts `(b, h, w)` -> what the network is to generate."""
@@ -112,9 +112,7 @@ class Basis:
     def log_counts(self, generated: Tensor) -> Tensor:
         """Inverse of `residual` where the network is trusted; else the base, shifted as the rest is."""
         level = lit_mean(generated, self.lit)
-        shape = generated - level
-        if self.trust is not None:
-            shape = self.trust * shape
+        shape = self.trust * (generated - level)
         return self.base + self.scale[:, None, None] * (shape + level / self.share[:, None, None])
 
 
@@ -158,10 +156,14 @@ def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tens
     strength = (wide / 0.2).log().expand_as(u)
     channels = [u, v, *masks, difference.clamp(-5, 5), difference.abs().clamp_max(5)]
     cond = torch.stack([*channels, relative_noise, strength], 1)
-    trust = ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
     share = torch.full_like(scale, PAIR_SHARE)
-    basis = Basis(level[:, None, None] + light, scale, share, lit, trust)
+    basis = Basis(level[:, None, None] + light, scale, share, lit, trust_in(light))
     return torch.cat([cond, coordinates(a)], 1), basis
+
+
+def trust_in(light: Tensor) -> Tensor:
+    """How far the network counts beside the base, 0 to 1; `light`: log of the base over its level."""
+    return ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
 
 
 def _pair_scale(apart: Tensor, noise: Tensor, lit: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from txmcorrect.background.conditions import (
     Basis,
     coordinates,
     lit_mean,
+    trust_in,
 )
 
 WINDOW = 9  # frames, the target included
@@ -133,7 +134,7 @@ def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
     flat = [s[:, None, None].expand_as(target) for s in scalars]
     cond = torch.cat([torch.stack(images + flat, 1), coordinates(target)], 1)
     share = torch.where(stack.absolute * known > 0, 1.0, LEVEL_SHARE)
-    return cond, Basis(base + level[:, None, None], scale, share, lit)
+    return cond, Basis(base + level[:, None, None], scale, share, lit, trust_in(base))
 
 
 def bank_modes(bank: Tensor, gain: Tensor | None = None) -> Tensor:

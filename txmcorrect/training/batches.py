@@ -63,11 +63,10 @@ def make_batch(drawn: PairBatch) -> TrainBatch:
     photons, lit = torch.from_numpy(drawn.photons), torch.from_numpy(drawn.lit)
     cond, basis = pair_condition(frames[:, 0], frames[:, 1], photons)
     logs = LOG_SCALE * cond[:, :2]
-    assert basis.trust is not None
     return TrainBatch(
-        _target(basis, background, lit & (basis.trust > 0)),
+        _target(basis, background, lit),
         cond,
-        _pair_weight(basis, lit),
+        _weight(basis, lit),
         basis.scale,
         logs - logs.mean(1, keepdim=True),
     )
@@ -83,7 +82,7 @@ def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
     return TrainBatch(
         _target(basis, truth, lit),
         cond,
-        _weight(lit),
+        _weight(basis, lit),
         basis.scale,
         scale * cond[:, :2].sinh(),
     )
@@ -140,22 +139,17 @@ def known_of(scan: DrawnScan) -> Known:
 def _target(basis: Basis, background: Tensor, lit: Tensor) -> Tensor:
     """What the network should generate, `(b, 1, h, w)`; without light the base stands."""
     wanted = basis.residual(background.clamp_min(1e-3).log()).clamp(-MOST, MOST)
-    return torch.where(lit, wanted, 0)[:, None]
+    return torch.where(lit & (basis.trust > 0), wanted, 0)[:, None]
 
 
-def _pair_weight(basis: Basis, lit: Tensor) -> Tensor:
-    """Weight of pixels: as far as the network's answer is used, and where there is light at all.
+def _weight(basis: Basis, lit: Tensor) -> Tensor:
+    """Weight of pixels `(b, 1, h, w)`: as far as the answer is used, and where there is light at all.
 
     A steep rim that drifts takes a frame's edge pixels into the dark: their logarithms are off by
     many scales, always to the same side, and would teach the network to darken every rim.
     """
-    assert basis.trust is not None
-    return _weight(lit) * basis.trust[:, None] + UNLIT_WEIGHT * (1 - basis.trust[:, None])
-
-
-def _weight(lit: Tensor) -> Tensor:
-    seen = lit.float()
-    return (seen + UNLIT_WEIGHT * (1 - seen))[:, None]
+    used = lit.float() * basis.trust
+    return (used + UNLIT_WEIGHT * (1 - used))[:, None]
 
 
 class Batches(Dataset[TrainBatch]):
