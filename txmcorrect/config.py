@@ -313,6 +313,10 @@ class CorrectSettings(ReadSettings):
     frames: FrameSlice | None = option(None, "Frames to correct, a:b:n.")
     scale_roi: Roi | None = option(None, "Region known to be empty; fixes the absolute scale.")
     preview: int | None = option(None, "Correct only this many frames, spread over the scan.", ge=2)
+    watch: bool = option(False, "Correct frames as they arrive in a folder or an HDF5 file.")
+    idle: float = option(
+        60.0, "With --watch: seconds without a new frame after which the scan is over.", gt=0
+    )
     strict: bool = option(False, "Exit 3 unless the verdict is TRUSTED.")
     force: bool = option(
         False, "Correct again what is corrected; use references that do not match."

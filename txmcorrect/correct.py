@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
 from txmcorrect.background.correction import Outcome, correct_scan
+from txmcorrect.background.course import Background, divide_frame
 from txmcorrect.background.flags import lit_cells
+from txmcorrect.background.live import correct_live
 from txmcorrect.background.quality import NAMES
 from txmcorrect.background.survey import read_counts
 from txmcorrect.config import CorrectSettings, UsageError
@@ -22,9 +28,11 @@ from txmcorrect.report.correction import (
     correction_report,
     frames_to_show,
 )
-from txmcorrect.report.plots import drift_from_first
+from txmcorrect.report.page import write_png
+from txmcorrect.report.plots import drift_from_first, triptychs
 from txmcorrect.result import Result
-from txmcorrect.team import assembled
+from txmcorrect.scan import Scan
+from txmcorrect.team import Team, assembled
 
 log = logging.getLogger(__name__)
 NOT_TRUSTED = 3
@@ -38,9 +46,13 @@ def run(settings: CorrectSettings) -> Result:
     lines: list[str] = []
     trusted = True
     with assembled(settings.device) as team:
+        check_watch(settings, team)
         for scan, out in zip(settings.scans, outs, strict=True):
             with Stages(settings.quiet or team.rank > 0) as stages:
-                outcome = correct_scan(settings, scan, out, stages, team)
+                if settings.watch:
+                    outcome = watch(settings, scan, out, stages)
+                else:
+                    outcome = correct_scan(settings, scan, out, stages, team)
             if outcome is None:  # rank 0 speaks for all
                 continue
             written += [out, *write_report(outcome, settings)]
@@ -69,6 +81,67 @@ def output_paths(settings: CorrectSettings) -> list[Path]:
     if len(set(outs)) < len(outs):
         raise OutputError("two scans have the same name; correct them into different --out-dir")
     return outs
+
+
+def check_watch(settings: CorrectSettings, team: Team) -> None:
+    """Refuse what cannot be had of a scan that is still being taken.
+
+    Raises
+    ------
+    UsageError : several scans or processes, or frames chosen from those to come.
+    """
+    if not settings.watch:
+        return
+    if len(settings.scans) > 1 or team.size > 1:
+        raise UsageError("--watch: expected one scan and one process, got more; start one for each")
+    if settings.frames is not None or settings.preview is not None:
+        raise UsageError("--watch: takes frames as they come; leave --frames and --preview away")
+    if settings.format == "nxtomo":
+        raise UsageError(
+            "--watch: expected --format h5 or tiff, got nxtomo, which wants all angles"
+        )
+
+
+def watch(settings: CorrectSettings, path: Path, out: Path, stages: Stages) -> Outcome | None:
+    """Correct frames as they arrive; the newest is shown in a picture beside the result.
+
+    The first Ctrl-C ends the scan with a complete file, the second leaves it for later.
+    """
+    picture = out.with_suffix(".live.png")
+
+    def show(scan: Scan, background: Background) -> None:
+        newest = len(background.amplitude) - 1
+        raw = read_counts(scan.projections, newest, newest + 1, background.dark)[0]
+        corrected = raw.copy()
+        divide_frame(corrected, background, newest)
+        empty = np.exp(background.log_background(newest))
+        label = f"frame {newest} (newest)"
+        figure = triptychs([label], [raw], [empty], [corrected], background.lit)
+        write_png(figure, picture)
+        log.info("%d frames: %s; see %s", newest + 1, background.verdict(), picture)
+
+    with first_interrupt() as stop:
+        outcome = correct_live(settings, path, out, stages, show, stop.is_set)
+    picture.unlink(missing_ok=True)
+    return outcome
+
+
+@contextmanager
+def first_interrupt() -> Iterator[Event]:
+    """Catch the first Ctrl-C; the event tells of it. The second interrupts as usual."""
+    asked = Event()
+
+    def note(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+        log.info("ending the scan; Ctrl-C once more leaves it unfinished")
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def write_report(outcome: Outcome, settings: CorrectSettings) -> tuple[Path, ...]:

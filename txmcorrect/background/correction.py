@@ -61,7 +61,11 @@ def choose_device(wanted: str) -> str:
 
 def open_for(settings: CorrectSettings, path: Path) -> Scan:
     """Open a scan as the settings ask: layout, reader, frames, region, binning."""
-    scan = open_scan(path, **settings.sources())
+    return cut_for(settings, open_scan(path, **settings.sources()))
+
+
+def cut_for(settings: CorrectSettings, scan: Scan) -> Scan:
+    """Frames, region and binning that the settings ask for."""
     frames: slice | list[int] | None = slice(*settings.frames) if settings.frames else None
     if settings.preview is not None:
         count = scan.shape[0] // scan.energies

@@ -156,6 +156,27 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
     )
 
 
+def cut(background: Background, start: int) -> Background:
+    """The background of the frames from `start` on, which becomes frame 0.
+
+    Where none of them is a key frame, the last one before stands for them all.
+    """
+    first = min(int(np.searchsorted(background.keys, start)), len(background.keys) - 1)
+    jumps = background.jumps[background.jumps > start] - start
+    return replace(
+        background,
+        keys=np.maximum(background.keys[first:] - start, 0),
+        jumps=jumps,
+        fields=background.fields[first:],
+        std=background.std[first:],
+        amplitude=background.amplitude[start:],
+        flag=background.flag[start:],
+        leak=background.leak[first:],
+        conditions=None,
+        part=None,
+    )
+
+
 def divide_frame(
     frame: Image,
     background: Background,

@@ -11,6 +11,7 @@ import numpy as np
 
 from txmcorrect.errors import FormatError
 from txmcorrect.formats import exchange, hdf5, nxtomo
+from txmcorrect.formats.arriving import Arriving, FilesArriving, FramesArriving
 from txmcorrect.formats.folder import open_folder, readable_files
 from txmcorrect.formats.inputs import open_mat, open_nifti, open_png
 from txmcorrect.formats.npy import open_npy
@@ -19,7 +20,13 @@ from txmcorrect.formats.tiff import open_tiff
 from txmcorrect.formats.xradia import open_xradia
 from txmcorrect.scan import JoinedFrames, References, Scan
 
-__all__ = ["as_references", "holds_references_alone", "open_references", "open_scan"]
+__all__ = [
+    "as_references",
+    "holds_references_alone",
+    "open_arriving",
+    "open_references",
+    "open_scan",
+]
 
 
 def _open_hdf5(path: Path, where: Where) -> Scan:
@@ -134,6 +141,19 @@ def _open_through_dxchange(path: Path) -> Scan:
     from txmcorrect.formats.through_dxchange import open_through_dxchange
 
     return open_through_dxchange(path)
+
+
+def open_arriving(path: str | Path, **where: str | None) -> Arriving:
+    """A scan that is still growing: a folder that files arrive in, or an HDF5 file that fills up.
+
+    Takes the arguments of `open_scan`.
+    """
+    path = Path(path)
+    reader = where.pop("reader", None) or "own"
+    if path.is_dir():
+        places = Where(*(where.get(f"{name}_path") for name in ("data", "flat", "dark", "angle")))
+        return FilesArriving(path, lambda file: _open(file, places))
+    return FramesArriving(path, lambda: open_scan(path, reader=reader, **where))
 
 
 def holds_references_alone(path: str | Path) -> bool:

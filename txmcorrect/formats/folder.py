@@ -58,7 +58,16 @@ def open_folder(folder: Path, open_file: Callable[[Path], Scan]) -> Scan:
     ------
     FormatError : nothing to read, frames of several sizes, or several whole scans.
     """
-    files = readable_files(folder)
+    return open_files(folder, readable_files(folder), open_file)
+
+
+def open_files(folder: Path, files: list[Path], open_file: Callable[[Path], Scan]) -> Scan:
+    """Open some files of a folder as the frames of one scan, in this order.
+
+    Raises
+    ------
+    FormatError : see `open_folder`.
+    """
     if all(sniff(file) == "tiff" for file in files):
         return _open_tiffs(folder, files)
     scans = [open_file(file) for file in files]

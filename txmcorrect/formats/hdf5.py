@@ -109,7 +109,8 @@ def frames_of(path: Path, data: h5py.Dataset) -> Hdf5Frames:
         shape = (shape[0] * shape[1], *shape[2:])
     if len(shape) != 3 or data.dtype.kind not in "uifb":
         raise FormatError(
-            f"{path}: expected frames (n, height, width), or (energies, n, height, width), of numbers at {data.name}, "
+            f"{path}: expected frames (n, height, width), or (energies, n, height, width), "
+            f"of numbers at {data.name}, "
             f"got {data.dtype} {data.shape}; name another dataset with --data-path"
         )
     if 0 in shape:

@@ -115,7 +115,15 @@ def fill_times(times: FloatArray) -> tuple[FloatArray | None, str]:
 
 
 def empty_warning(frames: Frames) -> tuple[str, ...]:
-    """Describe the frames of zeros at the end of a stack: preallocated, or not yet written.
+    """Describe the frames of zeros at the end of a stack: preallocated, or not yet written."""
+    first, n = count_written(frames), frames.shape[0]
+    if first == n:
+        return ()
+    return (f"frames {first} to {n - 1} are empty: the scan was aborted or is still being written",)
+
+
+def count_written(frames: Frames) -> int:
+    """Count the frames before the zeros at the end of a stack.
 
     Reads the last frame, and only when that is empty bisects for the first such one.
     """
@@ -125,9 +133,8 @@ def empty_warning(frames: Frames) -> tuple[str, ...]:
 
     first, last = 0, frames.shape[0] - 1
     if last < 0 or not is_empty(last):
-        return ()
+        return last + 1
     while first < last:
         middle = (first + last) // 2
         first, last = (first, middle) if is_empty(middle) else (middle + 1, last)
-    end = frames.shape[0] - 1
-    return (f"frames {first} to {end} are empty: the scan was aborted or is still being written",)
+    return first

@@ -24,6 +24,7 @@ __all__ = ["LAYOUTS", "Process", "ResultWriter"]
 
 LAYOUTS = {"h5": write_exchange, "nxtomo": write_nxtomo, "tiff": write_tiff}
 Progress = Callable[[int, int], None]
+SLAB_NAME = "slab-"
 
 
 class ResultWriter:
@@ -84,13 +85,19 @@ class ResultWriter:
     ) -> None:
         self.close()
 
+    def resize(self, n: int, theta: FloatArray | None) -> None:
+        """Say how many frames there are in the end, where that was not known; all else stays."""
+        _, h, w = self.slabs.shape
+        self.slabs, self.theta = Slabs((n, h, w)), theta
+
     def names(self) -> set[str]:
         """Return the names of all slabs' shards."""
         return {_name(s) for s in self.slabs.starts()}
 
     def done(self) -> set[int]:
         """Return the first frames of the slabs that are stored."""
-        return {s for s in self.slabs.starts() if _name(s) in self.part.names()}
+        stored = self.part.names()
+        return {int(name.removeprefix(SLAB_NAME)) for name in stored if name.startswith(SLAB_NAME)}
 
     def pending(self, blocks: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return those `(start, stop)` of which some slab is not stored yet."""
@@ -192,7 +199,7 @@ class ResultWriter:
 
 
 def _name(start: int) -> str:
-    return f"slab-{start:07d}"
+    return f"{SLAB_NAME}{start:07d}"
 
 
 def _silent(done: int, total: int) -> None:
