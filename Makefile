@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-real peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic
+.PHONY: bench-quick bench-quality bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic
 
 install: $(STAMP)
 
@@ -59,21 +59,44 @@ bench-mosaic: install
 	mkdir -p bench
 	$(PY) tests/bench/mosaic.py --out bench/mosaic.json $(PEERS)
 
-# Comparison with peers: minutes (quick), hours (core); goes on where it was interrupted.
+# Comparison with peers: minutes (quick), an hour or two on one core (core), a night (grid). The same
+# command goes on where it was interrupted; cells that are there are not run again. Peers of other
+# packages come in once `make peers` was run; a regression with
+# make bench-quality WITH="--regression runs/pair-regression/model.safetensors".
+NABU := $(CURDIR)/.peers/nabu/bin/python
+BASIC := $(CURDIR)/.peers/basic/bin/python
+COMPARE := OMP_NUM_THREADS=1 \
+  $(if $(wildcard $(NABU)),TXMCORRECT_NABU_PYTHON=$(NABU)) \
+  $(if $(wildcard $(BASIC)),TXMCORRECT_BASIC_PYTHON=$(BASIC)) $(TXM) evaluate --compare
+
 bench-quick: install
-	$(TXM) evaluate --compare --plan quick --out bench/quick
+	$(COMPARE) --plan quick --out bench/quick $(WITH)
 
 bench-quality: install
-	$(TXM) evaluate --compare --plan core --out bench/core
+	$(COMPARE) --plan core --out bench/core --readme README.md $(WITH)
+
+bench-grid: install
+	$(COMPARE) --plan grid --out bench/grid $(WITH)
+
+# Other seeds, and how far the figures of both runs agree within their intervals.
+bench-repeat: install
+	$(COMPARE) --plan core --out bench/core --quiet $(WITH)
+	$(COMPARE) --plan core --out bench/again --seed 1 --quiet $(WITH)
+	$(PY) tests/bench/repeat.py bench/core/results.json bench/again/results.json
 
 # make bench-real DIR=folder: the judgement on real scans; needs no truth.
 bench-real: install
-	$(TXM) evaluate --compare --real $(DIR) --out bench/real
+	$(COMPARE) --real $(DIR) --out bench/real $(WITH)
+
+# Source 4's comparison: the same network on the same data, asked for the mean at once.
+regression: install
+	$(TXM) train --config configs/pair-regression.yaml --out runs/pair-regression
 
 # Peers of other packages, each in an environment of its own.
 peers:
 	python3 -m venv .peers/nabu && .peers/nabu/bin/pip install --quiet nabu
-	python3 -m venv .peers/basic && .peers/basic/bin/pip install --quiet basicpy 'scipy<1.13'
+	python3 -m venv .peers/basic && \
+	  .peers/basic/bin/pip install --quiet -c constraints.txt basicpy 'scipy<1.13'
 	@echo "export TXMCORRECT_NABU_PYTHON=$(CURDIR)/.peers/nabu/bin/python"
 	@echo "export TXMCORRECT_BASIC_PYTHON=$(CURDIR)/.peers/basic/bin/python"
 

@@ -269,10 +269,10 @@ def test_a_comparison_is_written_and_resumed(tmp_path, monkeypatch):
 
 def test_a_table_is_brought_up_to_date_in_place(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text("a\n<!-- table: compare -->\nold\n<!-- end of table -->\nb\n")
+    page.write_text("a\n<!-- table: compare -->\nold\n<!-- end of table: compare -->\nb\n")
     for _ in range(2):
         output.replace_between(page, "compare", "new")
-    assert page.read_text() == "a\n<!-- table: compare -->\nnew\n<!-- end of table -->\nb\n"
+    assert page.read_text() == "a\n<!-- table: compare -->\nnew\n<!-- end of table: compare -->\nb\n"
     with pytest.raises(TxmError, match=r"expected a text file with `<!-- table: other -->`"):
         output.replace_between(page, "other", "new")
 

@@ -22,13 +22,13 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def replace_between(path: Path, name: str, text: str) -> Path:
-    """Replace what stands between `<!-- table: NAME -->` and `<!-- end of table -->` in a file.
+    """Replace what stands between `<!-- table: NAME -->` and `<!-- end of table: NAME -->`.
 
     Raises
     ------
     TxmError : the file cannot be read, or has no such place.
     """
-    start, end = f"<!-- table: {name} -->", "<!-- end of table -->"
+    start, end = f"<!-- table: {name} -->", f"<!-- end of table: {name} -->"
     try:
         before, rest = path.read_text(encoding="utf-8").split(start)
         _, after = rest.split(end, 1)
