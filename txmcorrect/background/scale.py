@@ -86,10 +86,15 @@ def anchor(
     reference: Reference,
     factor: int,
 ) -> Fields:
-    """Shift all key frames so that their level is that of a matching reference."""
+    """Shift all key frames so that their level is that of a matching reference.
+
+    By the median of what they differ: a corner without light, where a field has its floor and the
+    reference next to nothing, must not count.
+    """
     small = bin_mean(torch.from_numpy(reference.counts)[None], factor).numpy()
-    wanted = level_of(np.log(np.maximum(small, LEAST)), lit)[0] + log_exposure
-    return fields + (wanted - level_of(fields, lit)).astype(np.float32)[:, None, None]
+    apart = (np.log(np.maximum(small, LEAST)) - fields)[:, lit]
+    shift = np.median(apart, axis=1) + log_exposure
+    return fields + shift.astype(np.float32)[:, None, None]
 
 
 def amplitudes(
