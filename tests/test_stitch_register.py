@@ -3,14 +3,14 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.ndimage import shift as spline_shift
 
+from txmcorrect.stitch.measure import measure
 from txmcorrect.stitch.register import (
     Evidence,
     Window,
     common_shift,
     feature,
-    measure,
     overlap_slices,
-    pick,
+    peaks,
     search,
 )
 
@@ -105,9 +105,48 @@ def test_the_prior_decides_between_equal_peaks():
     score = np.zeros((5, 41), np.float32)
     score[2, 5] = score[2, 35] = 10
     evidence = Evidence(Window(-2, 2, 80, 120), score, 10.0)
-    best, _, margin = pick(evidence, np.array([0.0, 113.0]), 5.0)
-    assert best == (0, 115)
-    assert margin > 1
+    found = peaks(evidence, np.array([0.0, 113.0]), 25.0 * np.eye(2))
+    assert found[0] == (0, 115)
+    assert (0, 85) not in found  # thirty pixels off what is expected
+
+
+def test_wide_detail_in_a_narrow_overlap_does_not_stick_where_it_was_cut():
+    """The frames' edges are no detail of the sample: a start a pixel off must not hold the shift."""
+    errors, z = [], []
+    for seed in range(6):
+        a, b = detailed_strip(seed, width=12, overlap=10)
+        found = measure(a, b, (1, 131))
+        error = found.shift - (0, 130)
+        errors.append(error)
+        z.append(error / np.sqrt(np.diag(found.covariance)))
+    assert np.mean(errors, axis=0) == pytest.approx((0, 0), abs=0.15)
+    assert np.sqrt(np.mean(np.square(z))) < 1.5
+
+
+def detailed_strip(seed, width, overlap):
+    """Two noisy tiles `(512, 140)` that share `overlap` columns of smooth detail."""
+    rng = np.random.default_rng(seed)
+    world = gaussian_filter(rng.standard_normal((512, 300)), width)
+    world *= 0.1 / world.std()
+    lit = np.ones((512, 140), bool)
+    tiles = [np.exp(world[:, x : x + 140]) for x in (0, 140 - overlap)]
+    return [feature(t * (1 + 0.012 * rng.standard_normal(t.shape)), lit) for t in tiles]
+
+
+def test_one_spot_is_one_coincidence():
+    """A lone bright particle that fits another one speaks less than texture that fits all over."""
+    y, x = np.indices((128, 128))
+    rng = np.random.default_rng(0)
+    lit = np.ones((128, 128), bool)
+
+    def lone(column):
+        spot = 0.5 * np.exp(-((y - 60) ** 2 + (x - column) ** 2) / 18)
+        return feature(np.exp(-spot) * (1 + 0.01 * rng.standard_normal(spot.shape)), lit)
+
+    spot = measure(lone(100), lone(20), (0, 80))
+    assert spot.shift == pytest.approx((0, 80), abs=0.3)
+    assert spot.score < 15
+    assert measure(*pair((0.0, 80.0)), (0, 80)).score > 30
 
 
 def test_overlap_slices_name_the_same_places():

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from txmcorrect.stitch.groups import group_votes
 from txmcorrect.stitch.layout import Cells, Points, cells_of, grid_neighbours, near_neighbours
+from txmcorrect.stitch.measure import Measured, measure
 from txmcorrect.stitch.place import Placement, Stage, grid_stage, listed_stage, place
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import (
@@ -20,23 +22,31 @@ from txmcorrect.stitch.register import (
     Evidence,
     Feature,
     Match,
-    Measured,
     Window,
     common_shift,
-    measure,
-    pick,
+    peaks,
     search,
 )
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
+Known = dict[tuple[int, int, int, int], Measured | None]
 
 JITTER = 0.03  # of a frame's side: the stage error that is expected, one standard deviation
 SKEW = 0.1  # of a frame's side: how far a step across may go down as well (camera against stage)
 WIDEST = 0.3  # overlap that is looked for, of a frame's side
 SAMPLE = 40  # pairs of a direction that vote for the overlap
-LOOKS = 4  # how often pairs are picked and tiles placed
-SURE = 6.0  # margin of the pairs that place tiles first
+SURE = 6.0  # beyond chance: such a pair has surely found its place
+MARGINS = (
+    12.0,
+    8.0,
+    5.0,
+    4.0,
+    4.0,
+)  # look by look, over the next best shift: the surest come first
+BELIEVED = 0.25  # weight below which a match was given up
+LEAST_SPREAD_PX = 3.0
+RIVAL = 9.0  # squared distance, in standard deviations, from which measurements contradict
 LEAST_SCORE = 2.0  # evidence beyond what chance gives among the shifts that come into question
 
 
@@ -177,15 +187,15 @@ def _align(
     tiles: Tiles, pairs: Sequence[tuple[int, int]], stage: Stage, progress: Progress
 ) -> Alignment:
     evidence = _search_all(tiles, pairs, stage, progress)
-    positions, sigma = stage.nominal, np.full(stage.nominal.shape, stage.jitter_px)
     used: list[Match] = []
     placement = place(stage, used)
-    known: dict[tuple[int, int, int, int], Measured | None] = {}
-    for look in range(LOOKS):
-        least_margin = SURE if look == 0 else 0.0
-        used = _pick_all(tiles, evidence, (positions, sigma), least_margin, known)
+    known: Known = {}
+    for least_margin in MARGINS:
+        weights = placement.weights
+        held = [(m.first, m.second) for m, w in zip(used, weights, strict=True) if w > BELIEVED]
+        agreed = group_votes(evidence, placement, held)
+        used = _pick_all(tiles, evidence, placement, agreed, least_margin, known)
         placement = place(stage, used)
-        positions, sigma = placement.positions, placement.sigma_px
     taken = {(m.first, m.second) for m in used}
     weak = tuple(p for p in pairs if p not in taken)
     return Alignment(placement, tuple(pairs), tuple(used), weak)
@@ -218,38 +228,61 @@ def _reachable(middle: Array, reach: int, shape: tuple[int, int]) -> Window:
 def _pick_all(
     tiles: Tiles,
     evidence: dict[tuple[int, int], Evidence],
-    expected: tuple[Points, Points],
+    placement: Placement,
+    agreed: dict[tuple[int, int], Array],
     least_margin: float,
-    known: dict[tuple[int, int, int, int], Measured | None],
+    known: Known,
 ) -> list[Match]:
-    """Measure all pairs that say something, near where they are expected; `known` remembers."""
-    positions, sigma = expected
+    """Measure all pairs that say something, near where they are expected; `known` remembers.
+
+    `agreed` : shifts that groups of pairs voted for.
+    """
     matches = []
     for (i, j), one in evidence.items():
+        expected = placement.positions[j] - placement.positions[i]
         # Three pixels at least: with a narrower prior the solution would only confirm itself.
-        spread = max(float(np.hypot(sigma[i], sigma[j]).max()), 3.0)
-        expected_shift = positions[j] - positions[i]
-        best, score, margin = pick(one, expected_shift, spread)
-        least = LEAST_SCORE + np.log1p(4 * np.pi * spread**2 * one.cells / one.score.size)
-        if score < least or margin < least_margin:
-            continue
-        middle = round(float(expected_shift[0])), round(float(expected_shift[1]))
-        for start in (best, middle):
+        spread = np.eye(2) * LEAST_SPREAD_PX**2
+        if (i, j) in agreed:
+            expected = agreed[i, j]
+        else:
+            spread = spread + placement.spread(i, j)
+        starts = peaks(one, expected, spread)
+        if len(starts) > 1:  # none stands out: perhaps it is where nothing was seen to peak
+            starts.append((round(float(expected[0])), round(float(expected[1]))))
+        for start in starts:
             if (i, j, *start) not in known:
                 known[i, j, *start] = measure(tiles[i], tiles[j], start)
-        found = _better(known[i, j, *best], known[i, j, *middle], expected_shift, spread)
-        if found is not None and found.score >= least:
-            matches.append(Match(i, j, *found, margin))
+        found = [known[i, j, *start] for start in starts]
+        best, margin = _best([f for f in found if f is not None], expected, spread)
+        # Among many independent shifts the best of them scores by chance.
+        cells = 2 * np.pi * np.linalg.det(spread) ** 0.5 * one.cells / one.score.size
+        if best is None or best.score < LEAST_SCORE + np.log1p(2 * cells):
+            continue
+        if margin >= least_margin + np.log1p(cells):
+            matches.append(Match(i, j, *best, margin))
     return matches
 
 
-def _better(
-    one: Measured | None, other: Measured | None, expected: Array, sigma_px: float
-) -> Measured | None:
-    """The measurement that evidence and prior together favour."""
+def _best(
+    found: Sequence[Measured], expected: Array, spread: Array
+) -> tuple[Measured | None, float]:
+    """The measurement that evidence and prior together favour, and its lead over the next one.
 
-    def posterior(found: Measured) -> float:
-        return found.score - float(((found.shift - expected) ** 2).sum()) / (2 * sigma_px**2)
+    Measurements that agree within their uncertainty (along a fibre) are no rivals.
+    """
 
-    both = [found for found in (one, other) if found is not None]
-    return max(both, key=posterior, default=None)
+    def posterior(one: Measured) -> float:
+        off = one.shift - expected
+        return one.score - float(off @ np.linalg.solve(spread + one.covariance, off)) / 2
+
+    if not found:
+        return None, 0.0
+    best = max(found, key=posterior)
+
+    def rival(one: Measured) -> bool:
+        off = one.shift - best.shift
+        same = best.covariance + one.covariance + np.eye(2)
+        return float(off @ np.linalg.solve(same, off)) > RIVAL
+
+    rivals = [posterior(one) for one in found if rival(one)]
+    return best, posterior(best) - max(rivals, default=0.0)

@@ -67,6 +67,8 @@ class Placement:
     sigma_px : `(n, 2)` standard deviation of each position against the mosaic's middle.
     residuals : `(m, 2)` measured minus solved shift of each match; weights : `(m,)` 0 to 1, how much
     of each match was believed. jitter_px, shared_px : the stage's errors as found.
+    covariance : `(2u, 2u)` of the unknowns, y and x interleaved; basis : `(n, u)`, positions out of
+    unknowns.
     """
 
     positions: Points
@@ -75,6 +77,13 @@ class Placement:
     weights: Array
     jitter_px: float
     shared_px: float
+    covariance: Array
+    basis: Array
+
+    def spread(self, first: int, second: int) -> Array:
+        """Covariance `(2, 2)` of the shift between two tiles, px^2."""
+        both = np.kron(self.basis[second] - self.basis[first], np.eye(2))
+        return np.asarray(both @ self.covariance @ both.T)
 
 
 def place(stage: Stage, matches: Sequence[Match]) -> Placement:
@@ -114,6 +123,8 @@ def place(stage: Stage, matches: Sequence[Match]) -> Placement:
         weights=weights,
         jitter_px=jitter**0.5,
         shared_px=spread**0.5,
+        covariance=covariance,
+        basis=_basis(stage),
     )
 
 
