@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 LOG_SCALE = 0.3
 RIM, CLEAR = 0.1, 0.4  # of the level: where the network begins to count, and counts in full
+REACH = 4  # cells of the working grid
 LEAST_SCALE = 0.03  # natural log; how far two frames may be off that do not differ at all
 PAIR_SHARE = 0.3  # of a pair's level in the generated residual: shape matters, level is guesswork
 LOG_FLOOR, LOG_CEILING = -3.0, 1.5  # relative to the level; darker than e**-3 is as good as unlit
@@ -162,8 +163,15 @@ def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tens
 
 
 def trust_in(light: Tensor) -> Tensor:
-    """How far the network counts beside the base, 0 to 1; `light`: log of the base over its level."""
-    return ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
+    """How far the network counts beside the base, 0 to 1; `light` `(b, h, w)`: log base over level.
+
+    Not in dim light, and not within `REACH` cells of the dark: a steep rim looks like the edge of a
+    sample, and the network would take up to a tenth of the light away there.
+    """
+    bright = ((light - math.log(RIM)) / math.log(CLEAR / RIM)).clamp(0, 1)
+    dark = (light < math.log(RIM)).to(light)[:, None]
+    near = [F.max_pool2d(dark, 2 * k + 1, 1, k) for k in range(1, REACH + 1)]
+    return bright * (1 - torch.stack(near).mean(0)[:, 0])
 
 
 def _pair_scale(apart: Tensor, noise: Tensor, lit: Tensor) -> Tensor:
