@@ -1,8 +1,10 @@
 """Cells are run once, kept, resumed; tables and figures say what they hold."""
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +135,19 @@ def test_slow_methods_run_on_the_first_seeds_only(tmp_path):
     assert [(c.method, c.seed) for c in found] == [("none", 0), ("source0:abc", 0), ("none", 1)]
 
 
+def test_slices_and_spreads_have_tables_of_their_own():
+    scene = simulated_scene(Setting("tomo", references="none", shape=(12, 48)), 0)
+    names = ("oracle", "bad:too-sure")
+    methods = {n: [bench.run_cell(bench.methods_for(scene, {})[n], n, scene)] for n in names}
+    slices, spreads = tables.slice_table(methods), tables.spread_table(methods)
+    assert "| slice error | contrast 4 | cnr 4 |" in slices.splitlines()[0]
+    assert "| oracle | " in slices
+    assert "bad:too-sure" in spreads and "oracle" not in spreads
+    film = simulated_scene(PLAN.settings[0], 0)
+    flat = {"stale": [bench.run_cell(bench.PEERS["stale"], "stale", film)]}
+    assert tables.slice_table(flat) == tables.spread_table(flat) == ""
+
+
 def test_the_best_peer_is_neither_oracle_nor_bad(cells):
     (methods,) = tables.group(cells[1]).values()
     assert tables.best_peer(methods) == "stale"
@@ -203,3 +218,24 @@ def test_pairs_are_made_seed_by_seed():
     assert statistics.paired_ratio(ours, theirs).mean == pytest.approx(0.5)
     assert statistics.paired_difference(ours, theirs).mean == pytest.approx(-1.5)
     assert statistics.wins(ours, theirs) == (2, 2)
+
+
+def test_two_runs_agree_by_chance_only():
+    path = Path(__file__).parent / "bench" / "repeat.py"
+    spec = importlib.util.spec_from_file_location("repeat", path)
+    repeat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(repeat)
+    rng = np.random.default_rng(3)
+
+    def run(shift=0.0):
+        intervals = [statistics.mean_interval(rng.normal(shift, 1, 10)) for _ in range(400)]
+        figures = {f"quality.{k}": [i.mean, i.low, i.high] for k, i in enumerate(intervals)}
+        return {"cell": {"stale": {**figures, "seeds": [0, 1]}}}
+
+    def share(one, other):
+        found = [repeat.agree(a, b) for *_, a, b in repeat.pairs(one, other)]
+        assert len(found) == 400
+        return np.mean(found)
+
+    assert share(run(), run()) > 0.92
+    assert share(run(), run(shift=1.5)) < 0.5

@@ -54,6 +54,7 @@ def draw_errors(groups: Group) -> Figure:
         axis.set_title(_name(setting), fontsize=8)
         axis.set_xlabel("background error (%)")
         axis.grid(axis="x", alpha=0.3)
+    figure.suptitle("Hollow: the sample is not preserved, so the error does not count", fontsize=9)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure
@@ -165,7 +166,9 @@ def _level(log_background: Any, scene: Scene, frame: int) -> float:
 
 
 def _show(axis: Any, image: Any, title: str, cmap: str = "gray", **span: Any) -> None:
-    picture = axis.imshow(image, cmap=cmap, interpolation="nearest", aspect="auto", **span)
+    h, w = image.shape
+    aspect = "equal" if max(h, w) < 4 * min(h, w) else "auto"  # frames may have two rows
+    picture = axis.imshow(image, cmap=cmap, interpolation="nearest", aspect=aspect, **span)
     axis.figure.colorbar(picture, ax=axis, shrink=0.7)
     axis.set_title(title, fontsize=7)
     axis.set_xticks([])

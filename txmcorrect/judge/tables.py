@@ -17,6 +17,7 @@ from txmcorrect.judge.statistics import (
     paired_ratio,
     wins,
 )
+from txmcorrect.judge.trial import Finding
 
 Group = dict[str, dict[str, list[Cell]]]  # setting -> method -> cells
 
@@ -32,7 +33,9 @@ leak out of bounds), so its flatness does not count. PSNR (data range 1) and SSI
 factor for the scan; the oracle's is what photon noise leaves. Gain: of those that vouch for an
 absolute scale. Slopes: recovered on true log-change of implants, the worst of all seeds. Null: worst
 octave of what is not shot noise in corrected flats. Swap and leak: change of the background when the
-neighbours show other samples. Flags: recall/precision on planted failures.
+neighbours show other samples. Flags: recall/precision on planted failures. Slices: relative error of
+reconstructed slices; contrast kept and contrast-to-noise of spheres planted into the raw projections.
+Coverage: share of the truth within mean +- 1.645 sd of 16 samples.
 """
 
 
@@ -138,6 +141,49 @@ def _row(name: str, cells: list[Cell], best: list[Cell]) -> str:
         ", ".join(failed(cells)) or "-",
     ]
     return "| " + " | ".join(columns) + " |"
+
+
+def spread_table(methods: dict[str, list[Cell]]) -> str:
+    """Calibration of those that tell a spread; empty where none does."""
+    rows = [
+        "| method | coverage of 90 %, pixels | slow modes | CRPS %, pixels | slow modes |",
+        "|---|---|---|---|---|",
+    ]
+    for name, cells in methods.items():
+        found = [
+            (times, interval(cells, "calibration", figure))
+            for times, figure in (
+                (1, "coverage"),
+                (1, "coverage_slow"),
+                (100, "crps"),
+                (100, "crps_slow"),
+            )
+        ]
+        if found[0][1].n:
+            rows.append(
+                f"| {name} | {' | '.join(_spread(i, t) if i.n else '' for t, i in found)} |"
+            )
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def slice_table(methods: dict[str, list[Cell]]) -> str:
+    """Slices and planted spheres of a tomogram, diameters in pixels; empty for other scans."""
+    names = {
+        k: None
+        for cells in methods.values()
+        for c in cells
+        if c.findings
+        for k in c.findings.get("slices", Finding(None)).figures
+    }
+    if not names:
+        return ""
+    rows = ["| method | " + " | ".join(k.replace("_", " ") for k in names) + " |"]
+    rows.append("|---" * (len(names) + 1) + "|")
+    for name, cells in methods.items():
+        if any(c.findings for c in cells):
+            found = (_number(interval(cells, "slices", k).mean, 3) for k in names)
+            rows.append(f"| {name} | {' | '.join(found)} |")
+    return "\n".join(rows)
 
 
 def _vouching(cells: list[Cell]) -> list[Cell]:
@@ -269,6 +315,7 @@ def markdown(cells: list[Cell]) -> str:
     parts += ["## What the checks let pass and what they caught", checks_table(cells)]
     for setting, methods in groups.items():
         parts += [f"## {setting.replace('_', ' ')}", setting_table(methods)]
+        parts += [table for table in (slice_table(methods), spread_table(methods)) if table]
     return "\n\n".join(parts) + "\n"
 
 
