@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from txmcorrect import metrics
 from txmcorrect.baselines import (
@@ -18,6 +19,7 @@ from txmcorrect.baselines import (
     external,
     oracle,
 )
+from txmcorrect.baselines.smooth import wide_gaussian
 
 SHAPE = (12, 48, 64)
 LOCAL = [name for name in PEERS if name not in ("nabu-pca", "basic")]
@@ -171,6 +173,13 @@ def test_a_stack_that_never_shows_the_sample_twice_gives_its_background_to_the_m
     problem, true = make_problem(drift=0)
     assert shape_error(PEERS["stack-median"](problem), true, problem.lit) < 0.01
     assert shape_error(PEERS["pair-mean"](problem), true, problem.lit) > 0.03
+
+
+def test_wide_smoothing_is_the_gaussian_filter_it_stands_for():
+    image = np.random.default_rng(5).normal(size=(2, 40, 64)).astype(np.float32)
+    for sigma in (1.5, 9.0):
+        exact = gaussian_filter(image, (0, sigma, sigma), truncate=6)
+        np.testing.assert_allclose(wide_gaussian(image, sigma), exact, atol=2e-4)
 
 
 def test_the_last_frame_is_paired_backwards():

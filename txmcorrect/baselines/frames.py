@@ -17,6 +17,7 @@ from txmcorrect.baselines.contract import (
     brightness,
     log_light,
 )
+from txmcorrect.baselines.smooth import wide_gaussian
 
 QUANTILE = 0.9  # the brightest tenth: mostly empty, if a frame ever is
 PAIR_SMOOTH_PX = 4.0
@@ -75,7 +76,7 @@ def blur_division(problem: Problem) -> Estimate:
     """Deliberately bad: each frame divided by its own blur; perfectly flat, and the sample is gone."""
     sigma = max(problem.lit.shape) / 32
     own = log_light(problem.frames, problem.dark)
-    return Estimate(gaussian_filter(own, (0, sigma, sigma)))
+    return Estimate(wide_gaussian(own, sigma))
 
 
 def erase_all(problem: Problem) -> Estimate:

@@ -20,6 +20,7 @@ from txmcorrect.baselines.contract import (
     log_light,
     scale_to_current,
 )
+from txmcorrect.baselines.smooth import wide_gaussian
 
 SMOOTH_FRACTION = (
     1 / 4
@@ -107,9 +108,9 @@ def smoothed_ratio(problem: Problem) -> Estimate:
 
 def _smooth_lit(images: Image, lit: NDArray[np.bool_]) -> Image:
     """Normalised Gaussian smoothing that ignores unlit pixels."""
-    sigma = (0, *[SMOOTH_FRACTION * max(lit.shape)] * 2)
-    weight = gaussian_filter(np.broadcast_to(lit, (1, *lit.shape)).astype(np.float32), sigma)
-    smooth = gaussian_filter(np.where(lit, images, np.float32(0)), sigma)
+    sigma = SMOOTH_FRACTION * max(lit.shape)
+    weight = wide_gaussian(lit, sigma)
+    smooth = wide_gaussian(np.where(lit, images, np.float32(0)), sigma)
     return np.asarray(smooth / np.maximum(weight, 1e-6), np.float32)
 
 
