@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from txmcorrect.errors import OutputError, TxmError
@@ -89,13 +89,21 @@ def assembled(device: str) -> Iterator[Team]:
     from accelerate import PartialState
 
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    state = PartialState(cpu=on_cpu)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         yield Team(
             state.process_index, state.num_processes, "" if on_cpu else f"cuda:{state.device.index}"
         )
     finally:
         state.destroy_process_group()
+
+
+def _end_with(launcher: int) -> None:
+    """End this process when its launcher is gone: nobody would, and it would hold the output."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)  # as sudden as any kill, which the part folder survives
 
 
 class Pieces(Protocol):
@@ -194,6 +202,11 @@ class Shared:
 
     def _is_ours(self, number: int) -> bool:
         return self.team.falls_to_us(number if self.whole is None else self.whole)
+
+    def wait_for_rank_0(self) -> None:
+        """Return once rank 0 has assembled the output and dropped the folder, or has failed."""
+        while self.part.path.exists() and not self.part.failures() and not self.part.is_free():
+            time.sleep(10 * POLL)
 
     def wait(self, names: Collection[str], progress: Progress | None = None) -> None:
         """Return once all these shards exist, whoever makes them."""

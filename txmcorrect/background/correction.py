@@ -160,6 +160,7 @@ def correct_scan(
             mine = [s for i, s in enumerate(writer.slabs.starts()) if team.falls_to_us(i)]
             divide(settings, scan, background, writer, mine, report)
             if team.rank > 0:
+                shared.wait_for_rank_0()
                 return None
             shared.wait(writer.names(), lambda done, total: report("waiting", done, total))
             background = replace(background, amplitude=writer.values("amplitude"))

@@ -1,0 +1,1 @@
+"""The parts that `tomo` is made of."""
