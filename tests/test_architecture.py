@@ -9,7 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "txmcorrect"
 
-FOUNDATION = {"errors", "config", "result", "progress", "scan", "stream", "team", "formats", "matching"}
+FOUNDATION = {
+    "errors",
+    "config",
+    "result",
+    "progress",
+    "scan",
+    "stream",
+    "team",
+    "formats",
+    "matching",
+}
 FOUNDATION |= {"physics", "metrics"}
 ALGORITHMS = {"diffusion", "stitch", "recon", "baselines", "simulate"}
 # Each workflow with the package of parts that only it uses.
@@ -19,8 +29,8 @@ WORKFLOWS = {
     "prepare": {"prepare", "harvest"},
     "train": {"train", "training"},
     "correct": {"correct"},
-    "mosaic": {"mosaic"},
-    "tomo": {"tomo"},
+    "mosaic": {"mosaic", "mosaicking"},
+    "tomo": {"tomo", "tomography"},
     "restore": {"restore", "restoring"},
     "score": {"score", "scoring"},
     "api": {"api"},

@@ -99,7 +99,7 @@ def test_tiles_are_corrected_once_and_stitched_again(scene, tmp_path, monkeypatc
     def refuse(*_):
         raise AssertionError("the tiles were corrected again")
 
-    monkeypatch.setattr("txmcorrect.mosaic.correct_scan", refuse)
+    monkeypatch.setattr("txmcorrect.mosaicking.source.correct_scan", refuse)
     run(settings(folder, tmp_path, **given))
     assert np.array_equal(tifffile.imread(tmp_path / "mosaic.tif"), first, equal_nan=True)
 
@@ -178,7 +178,8 @@ def test_the_command_says_one_line_and_exits(tmp_path):
 
 @pytest.mark.slow
 def test_stage_positions_may_point_the_other_way(scene, tmp_path):
-    from txmcorrect.mosaic import Plan, align
+    from txmcorrect.mosaicking.arrange import align
+    from txmcorrect.mosaicking.plan import Plan
     from txmcorrect.scan import ArrayFrames
 
     class Silent:

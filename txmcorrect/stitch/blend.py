@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt, median_filter
 from scipy.ndimage import shift as spline_shift
 
 from txmcorrect.stitch.layout import Points
@@ -18,6 +18,8 @@ Mask = NDArray[np.bool_]
 ReadTile = Callable[[int], Array]
 
 EDGE_PX = 1  # outermost pixels have no neighbours to interpolate between
+RIM_PX = 3  # next to the dark the beam changes too fast to be divided out
+SPECK_PX = 7  # dead spots up to half this size are no rim
 NO_DATA = np.nan
 
 
@@ -40,6 +42,14 @@ def mosaic_shape(positions: Points, shape: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns that tiles of `shape` at `positions` (y, x >= 0) fill."""
     size = np.floor(positions.max(0)).astype(int) + np.array(shape) + 1
     return int(size[0]), int(size[1])
+
+
+def trimmed(lit: Mask) -> Mask:
+    """The lit area `(h, w)` without its rim; dead pixels inside it stay as small as they are."""
+    # Frames go on beyond their edges as they are: an edge of the frame is no rim.
+    area = median_filter(lit, SPECK_PX, mode="nearest")
+    area = binary_erosion(area, iterations=RIM_PX, border_value=1)
+    return np.asarray(area & lit)
 
 
 def feather(lit: Mask, width_px: float) -> Array:

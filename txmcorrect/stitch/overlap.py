@@ -25,6 +25,7 @@ ReadTile = Callable[[int], Array]
 
 HUBER = 1.5  # robust standard deviations: the edge of a misplaced particle is no background
 ROUNDS = 4
+WHOLE = 1 / 4  # of a field's nodes that move as one
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,19 @@ class Smoothness:
     Attributes
     ----------
     shared_step, own_step : distance of the nodes of the shared and of each tile's field, as parts of
-    the frame. shared, own : log change from node to node, one standard deviation.
+    the frame. shared, own : log change from node to node, one standard deviation; shared_size,
+    own_size : log value of a node, the same.
     gain : log gain of a tile, one standard deviation. A shared slope and gains that rise from tile to
     tile look alike in overlaps: what is known of the gains has to part them.
     noise : of a pixel's log ratio. misfit : of a block's beyond noise (tiles a little out of place).
     """
 
     shared_step: float = 1 / 32
-    own_step: float = 1 / 4
-    shared: float = 0.01
+    own_step: float = 1 / 8
+    shared: float = 0.04
     own: float = 0.01
+    shared_size: float = 0.1
+    own_size: float = 0.01
     gain: float = 0.005
     noise: float = 0.03
     misfit: float = 0.02
@@ -154,8 +158,8 @@ def refine(
     penalty = sparse.block_diag(
         [
             sparse.eye_array(n) / prior.gain**2,
-            _roughness(grids[0]) / prior.shared**2,
-            sparse.kron(sparse.eye_array(n), _roughness(grids[1])) / prior.own**2,
+            _penalty(grids[0], prior.shared, prior.shared_size),
+            sparse.kron(sparse.eye_array(n), _penalty(grids[1], prior.own, prior.own_size)),
         ],
         format="csc",
     )
@@ -239,13 +243,15 @@ def _bilinear(place: Array, shape: tuple[int, int], grid: tuple[int, int]) -> An
     return sparse.csr_array(entries, shape=(len(place), grid[0] * grid[1]))
 
 
-def _roughness(grid: tuple[int, int]) -> Any:
-    """Sum of squared differences of neighbouring nodes, and a little of each node's own square."""
+def _penalty(grid: tuple[int, int], step: float, size: float) -> Any:
+    """Squared differences of neighbouring nodes over `step`, and squared nodes over `size`."""
     steps = [sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(g - 1, g)) for g in grid]
     along = sparse.kron(steps[0], sparse.eye_array(grid[1]))
     across = sparse.kron(sparse.eye_array(grid[0]), steps[1])
-    # Without the last term a constant would be free; gains take care of constants.
-    return along.T @ along + across.T @ across + 1e-2 * sparse.eye_array(grid[0] * grid[1])
+    rough = along.T @ along + across.T @ across
+    nodes = grid[0] * grid[1]
+    # All nodes of a field together are one guess at its size, not as many as there are nodes.
+    return rough / step**2 + sparse.eye_array(nodes) / (size**2 * WHOLE * nodes)
 
 
 def _spread(nodes: Array, shape: tuple[int, int]) -> Array:

@@ -1,0 +1,63 @@
+"""Tiles compared where they overlap, before and after; what the refinement leaves of implants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from txmcorrect.stitch.overlap import Refinement, Seam, Smoothness, measure_seam, refine
+from txmcorrect.stitch.preserve import IMPLANT_PX, implants, recovered_slopes
+from txmcorrect.stitch.recent import Recent
+
+Array = NDArray[Any]
+
+BLOCK = 1 / 64  # of a frame: pixels over which tiles are compared
+
+
+def compare_tiles(
+    read: Any, pairs: Sequence[tuple[int, int]], positions: Array, lit: NDArray[np.bool_]
+) -> list[Seam]:
+    """Log ratios over the overlaps of all pairs."""
+    block = max(4, round(max(lit.shape) * BLOCK))
+    found = []
+    for i, j in pairs:
+        y, x = np.rint(positions[j] - positions[i]).astype(int)
+        seam = measure_seam((i, j), (read[i], read[j]), (int(y), int(x)), lit, block)
+        if seam is not None:
+            found.append(seam)
+    return found
+
+
+def preservation(
+    tiles: Recent[Array],
+    compare: Any,
+    refinement: Refinement,
+    positions: Array,
+    smoothness: Smoothness,
+) -> list[tuple[int, float]]:
+    """What the refinement leaves of known disks, size by size: the slope of found on true."""
+    shape = refinement.shape
+    rows = []
+    for size in (s for s in IMPLANT_PX if s <= min(shape) / 2):
+        disks = implants(positions, shape, size)
+        changed = Recent(partial(_implanted, tiles, disks), tiles.keep)
+        again = refine(compare(changed), len(positions), shape, smoothness)
+        rows.append((size, recovered_slopes(disks, refinement, again, len(positions))))
+    return rows
+
+
+def _implanted(tiles: Recent[Array], disks: Callable[[int], Array], index: int) -> Array:
+    return np.asarray(tiles[index] * np.exp(disks(index)), np.float32)
+
+
+def feather_px(positions: Array, pairs: Sequence[tuple[int, int]], shape: tuple[int, int]) -> float:
+    """Width over which tiles fade: the usual overlap."""
+    if not pairs:
+        return 1.0
+    shifts = np.abs(np.array([positions[j] - positions[i] for i, j in pairs]))
+    overlap = (np.array(shape) - shifts).min(1)
+    return float(max(np.median(overlap), 2.0))
