@@ -361,6 +361,9 @@ def test_training_can_never_draw_a_benchmark_scan():
             n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
         ]
         assert "benchmark" not in words, path
+    for drawn in ("draws", "stacks"):  # what training draws from, inside the simulator
+        text = (package / "simulate" / f"{drawn}.py").read_text()
+        assert "benchmark" not in text and "simulate_scan" not in text, drawn
     draws = [stream(name, 900_001, 1).random(4).tolist() for name in ("train", "validate", "scan")]
     assert len({tuple(d) for d in draws}) == 3
     training = [package / "train.py", *(package / "training").glob("*.py")]
