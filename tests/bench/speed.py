@@ -1,6 +1,7 @@
 """How fast, and how much memory: `correct` against a plain read-divide-write, side by side.
 
     python tests/bench/speed.py [--out bench/speed.json] [--parts ratio,counts,memory]
+        [--rounds 3] [--frames 100 1000]
 
 `ratio` : 720 frames of 512x512 with photon noise. The plain program reads 16 frames, divides by a
 flat and writes through h5py with the same compression and chunks. Both run in turn, several times, so
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -39,7 +41,6 @@ from txmcorrect.scan import Scan
 from txmcorrect.stream import PartFolder
 
 N, SIDE, BIG = 720, 512, 2048
-ROUNDS = 3
 UINT16 = np.dtype(np.uint16)
 
 
@@ -147,6 +148,12 @@ def measure_job(job: str, arguments: list[str]) -> None:
     print(json.dumps(vars(used)))
 
 
+@cache
+def smooth_beam(side: int) -> np.ndarray:
+    """A beam in steps of 16 counts."""
+    return (beam(side, 0) / 16).astype(np.uint16) * np.uint16(16)
+
+
 @dataclass(frozen=True)
 class Made:
     """Frames `(n, h, w)` that exist only while they are read."""
@@ -156,8 +163,7 @@ class Made:
     dtype: np.dtype = UINT16
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        side = self.shape[1]
-        base = (beam(side, 0) / 16).astype(np.uint16) * np.uint16(16)
+        side, base = self.shape[1], smooth_beam(self.shape[1])
         out = np.empty((min(stop, self.shape[0]) - start, side, side), np.uint16)
         for k, i in enumerate(range(start, start + len(out))):
             out[k] = base
@@ -184,12 +190,12 @@ JOBS = {
 }
 
 
-def ratio(folder: Path) -> dict[str, object]:
+def ratio(folder: Path, rounds: int) -> dict[str, object]:
     """Medians over rounds of both programs in turn."""
     path = folder / "scan.h5"
     write_input(path)
     used: dict[str, list[Used]] = {"plain": [], "ours": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for job, uses in used.items():
             out = folder / f"{job}.h5"
             uses.append(run_apart(job, path, out))
@@ -236,13 +242,13 @@ def counts() -> dict[str, float]:
     }
 
 
-def memory(folder: Path) -> dict[str, float]:
+def memory(folder: Path, frames: list[int]) -> dict[str, float]:
     """Peak MiB by number of frames of 2048x2048."""
     found = {}
-    for n, kind in ((100, "smooth"), (1000, "smooth"), (64, "noisy")):
+    for n, kind in (*((n, "smooth") for n in frames), (64, "noisy")):
         used = run_apart("big", n, kind, folder / "big.h5")
         found[f"{n} {kind} frames"] = round(used.peak)
-        print(f"{n} {kind} frames: {used.peak:.0f} MiB, {used.wall:.0f} s {used.said}")
+        print(f"{n} {kind} frames: {used.peak:.0f} MiB, {used.wall:.0f} s {used.said}", flush=True)
     return found
 
 
@@ -250,7 +256,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--parts", default="ratio,counts,memory")
-    parser.add_argument("--job", nargs="+")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.job:
         measure_job(given.job[0], given.job[1:])
@@ -260,8 +268,8 @@ def main() -> None:
         folder = Path(name)
         found = {
             **({"counts": counts()} if "counts" in parts else {}),
-            **({"ratio": ratio(folder)} if "ratio" in parts else {}),
-            **({"memory_mib": memory(folder)} if "memory" in parts else {}),
+            **({"ratio": ratio(folder, given.rounds)} if "ratio" in parts else {}),
+            **({"memory_mib": memory(folder, given.frames)} if "memory" in parts else {}),
         }
     text = json.dumps(found, indent=2)
     print(text)

@@ -14,13 +14,13 @@ from scipy.ndimage import uniform_filter
 
 from txmcorrect.background.conditions import bin_mean, spread_out
 from txmcorrect.background.scale import LEAST, Reference
-from txmcorrect.background.survey import Survey, read_counts
-from txmcorrect.scan import Frames, Scan
+from txmcorrect.background.survey import Survey
+from txmcorrect.scan import Array, Frames, Scan
 
 Image = NDArray[np.float32]
 LARGEST = 0.7  # log; a pixel further from its surroundings than a factor of two is broken
 MOST_FRAMES = 64
-BYTES_PER_VALUE = 24  # of a sorted float32 with its copies
+BAND_BYTES = 128 * 2**20  # of ratios that are sorted at a time
 WINDOW = 5  # pixels over which signal and noise are compared
 
 
@@ -55,8 +55,8 @@ def detail_of(
     frames : raw. index : those to use. dark : `(h, w)`.
     sample_free : the frames are references; otherwise the estimate is robust against samples
     (interquartile mean over frames) and shrunk where frames disagree.
-    memory : bytes; where all frames exceed it they are read again for every band of rows, so that
-    the result does not depend on it.
+    memory : bytes; a quarter of it may hold raw frames, what does not fit is read again for every
+    band of rows. The result does not depend on it.
 
     The shrinkage is an adaptive Wiener filter (Lee 1980): locally, the share of variance that
     frames have in common. It keeps photon noise, and samples, out of the background.
@@ -65,25 +65,39 @@ def detail_of(
         return np.zeros(frames.shape[1:], np.float32)
     h, w = frames.shape[1:]
     common, variance = np.empty((h, w), np.float32), np.empty((h, w), np.float32)
-    rows = int(np.clip(memory // (len(index) * w * BYTES_PER_VALUE), 1, h))
-    for top in range(0, h, rows):
-        band = slice(top, min(top + rows, h))
-        ratios = np.stack(
-            [
-                frame_ratio(read_counts(frames, int(i), int(i) + 1, dark), factor)[0, band]
-                for i in index
-            ]
-        )
+    fitting = memory // 4 // (h * w * frames.dtype.itemsize)
+    held = {int(i): frames.read(int(i), int(i) + 1)[0] for i in index[:fitting]}
+    for top, stop in bands(h, w, factor):
+        ratios = np.empty((len(index), stop - top, w), np.float32)
+        for ratio, i in zip(ratios, index.tolist(), strict=True):
+            raw = held[i] if i in held else frames.read(i, i + 1)[0]
+            ratio[:] = _band_ratio(raw, dark, factor, top, stop)
         if sample_free and len(ratios) > 2:
-            common[band], variance[band] = ratios.mean(0), ratios.var(0, ddof=1) / len(ratios)
+            common[top:stop], variance[top:stop] = (
+                ratios.mean(0),
+                ratios.var(0, ddof=1) / len(ratios),
+            )
         else:
-            common[band], variance[band] = _robust(ratios)
+            common[top:stop], variance[top:stop] = _robust(ratios)
     detail = np.log(np.clip(common, np.exp(-2 * LARGEST), np.exp(2 * LARGEST)))
     noise = uniform_filter(variance / np.maximum(common, 0.1) ** 2, WINDOW)
     # Power of what is seen, with no mean removed: a lone scratch is signal, not an outlier.
     power = uniform_filter(detail**2, WINDOW)
     keep = np.clip(1 - noise / np.maximum(power, 1e-12), 0, 1)
     return np.asarray(detail * keep, np.float32)
+
+
+def bands(h: int, w: int, factor: int) -> list[tuple[int, int]]:
+    """Rows that are compared over all frames at a time: whole cells, by the frame's size alone."""
+    cells = max(BAND_BYTES // (4 * MOST_FRAMES * w * factor), 1)
+    return [(top, min(top + cells * factor, h)) for top in range(0, h, cells * factor)]
+
+
+def _band_ratio(raw: Array, dark: Image, factor: int, top: int, stop: int) -> Image:
+    """Rows `top:stop` of `frame_ratio`; a cell above and below is all that they depend on."""
+    low, high = max(top - factor, 0), min(stop + factor, len(raw))
+    counts = raw[low:high].astype(np.float32) - dark[low:high]
+    return frame_ratio(counts[None], factor)[0, top - low : stop - low]
 
 
 def fixed_pattern(
@@ -129,8 +143,8 @@ def _robust(ratios: Image) -> tuple[Image, Image]:
         spread = (a - b) ** 2 / 4
         apart = spread > 9 * np.median(spread)
         return np.where(apart, nearer, agree), spread
-    ordered = np.sort(ratios, axis=0)
     cut = m // 4
+    ordered = np.partition(ratios, (cut, m - 1 - cut), axis=0)  # as good as sorted for what follows
     inner = ordered[cut : m - cut]
     centre = inner.mean(0)
     # The inner half of a normal sample; 1.35 is its interquartile range in standard deviations.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,9 @@ class Stored(Protocol):
     slabs: Slabs
     theta: FloatArray | None
     source: Path | None
+
+    @property
+    def pool(self) -> Executor: ...
 
     def chunks(self, start: int) -> list[bytes]: ...
 
@@ -49,7 +53,7 @@ def write_exchange(path: Path, stored: Stored, process: Process, progress: Progr
         _write_blanks(group, "data_white", stored.slabs, 1.0)
         _write_blanks(group, "data_dark", stored.slabs, 0.0)
         measured = stored.source is not None and copy_measurement(stored.source, file)
-        write_process(file, process)
+        write_process(file, process, stored.pool)
         file["implements"] = "exchange:measurement:process" if measured else "exchange:process"
 
 
@@ -79,7 +83,7 @@ def write_nxtomo(path: Path, stored: Stored, process: Process, progress: Progres
         sample["rotation_angle"] = np.append(degrees, [degrees[-1]] * 2)
         sample["rotation_angle"].attrs["units"] = "degree"
         _link_data(entry)
-        write_process(file, process)
+        write_process(file, process, stored.pool)
 
 
 def _nx_group(parent: h5py.Group, name: str, kind: str = "NXdetector", **attrs: str) -> h5py.Group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect import __version__
+from txmcorrect.formats.write_slabs import GZIP, ROWS, Slabs
 from txmcorrect.scan import Array
 
 GROUP = "process/txmcorrect"
+STD_BITS = 9  # a thousandth of a spread
 
 
 class Images(Protocol):
@@ -79,14 +82,14 @@ class Process:
         }
 
 
-def write_process(file: h5py.File, process: Process) -> None:
-    """Store `process` in `/process/txmcorrect`."""
+def write_process(file: h5py.File, process: Process, pool: Executor) -> None:
+    """Store `process` in `/process/txmcorrect`; `pool` compresses images."""
     group = file.create_group(GROUP)
     group.attrs.update(process.attributes())
     group["key_index"] = np.asarray(process.key_index, np.int64)
     group["jump_index"] = np.asarray(process.jump_index, np.int64)
-    _write_images(group, "log_background", process.log_background)
-    _write_images(group, "log_std", process.log_std)
+    _write_images(group, "log_background", process.log_background, pool)
+    _write_images(group, "log_std", process.log_std, pool, STD_BITS)
     group["amplitude"] = np.asarray(process.amplitude, np.float64)
     group["flag"] = np.asarray(process.flag, np.uint32)
     group["flag"].attrs["bits"] = list(process.flag_names) or h5py.Empty("S1")
@@ -99,16 +102,34 @@ def write_process(file: h5py.File, process: Process) -> None:
     )
 
 
-def _write_images(group: h5py.Group, name: str, images: Images) -> None:
-    """Write image by image, so that key frames need not lie in memory together."""
+def _write_images(
+    group: h5py.Group, name: str, images: Images, pool: Executor, bits: int | None = None
+) -> None:
+    """Write image by image, so that key frames need not lie in memory together.
+
+    `bits` : of the mantissa that are kept; None: all.
+    """
     h, w = np.shape(images[0])
     dataset = group.create_dataset(
         name,
         (len(images), h, w),
-        np.float32,
-        chunks=(1, min(h, 256), w),
+        "<f4",
+        chunks=(1, min(h, ROWS), w),
         compression="gzip",
+        compression_opts=GZIP,
         shuffle=True,
     )
+    cut = Slabs((1, h, w))
     for i in range(len(images)):
-        dataset[i] = images[i]
+        image = np.asarray(images[i], np.float32)
+        if bits is not None:
+            image = _rounded(image, bits)
+        for row, chunk in zip(cut.rows(), cut.pack(image[None], pool), strict=True):
+            dataset.id.write_direct_chunk((i, row, 0), chunk)
+
+
+def _rounded(image: Array, bits: int) -> Array:
+    """Float32 with so many bits of mantissa, which compresses well: a spread needs no more."""
+    drop = 23 - bits
+    words = np.ascontiguousarray(image, np.float32).view(np.uint32) + np.uint32(1 << (drop - 1))
+    return (words & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
