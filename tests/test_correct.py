@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from txmcorrect.background.conditions import CHANNELS
 from txmcorrect.background.correction import correct_scan
 from txmcorrect.background.detail import choose_frames, detail_of
-from txmcorrect.background.keyframes import find_jumps, first_plan, refinement
+from txmcorrect.background.keyframes import find_jumps, first_plan, refinement, settle
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings
@@ -374,3 +374,25 @@ def test_fixed_pattern_does_not_depend_on_memory(simulated):
     assert wanted.std() > 1e-3
     found = detail_of(frames, index, dark, 2, False, memory=100_000)  # two rows at a time
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_settling_follows_drift_and_drops_what_single_frames_leak():
+    rng = np.random.default_rng(0)
+    keys = np.arange(0, 120, 6)
+    y, x = np.mgrid[-1:1:20j, -1:1:24j]
+    lit = np.ones(x.shape, bool)
+    truth = 5 + (keys / 120)[:, None, None] * (0.1 * x - 0.05 * y)  # ends as well as the middle
+    leak = np.zeros(truth.shape)
+    for k in range(len(keys)):  # a disk elsewhere in every frame
+        cy, cx = rng.uniform(-0.7, 0.7, 2)
+        leak[k] = -0.2 * ((y - cy) ** 2 + (x - cx) ** 2 < 0.04)
+    fields = (truth + leak).astype(np.float32)
+
+    def error(found):
+        difference = found - truth
+        return float((difference - difference.mean((1, 2), keepdims=True)).std())
+
+    assert error(settle(truth.astype(np.float32), lit, keys, np.array([]), 9)) < 1e-5
+    assert error(settle(fields, lit, keys, np.array([]), 9)) < 0.25 * error(fields)
+    jump = (truth + 0.3 * (keys >= 60)[:, None, None] * x).astype(np.float32)
+    assert np.abs(settle(jump, lit, keys, np.array([60]), 9) - jump).max() < 1e-5

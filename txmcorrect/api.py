@@ -30,7 +30,7 @@ def estimate_array(
     draw: Draw | None = None,
     interval: int = 1,
     every: int | None = None,
-    settle: int = 5,
+    settle: int = 15,
     current_ma: NDArray[Any] | None = None,
 ) -> Background:
     """Generate the background of a stack in memory.

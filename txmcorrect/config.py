@@ -306,7 +306,9 @@ class CorrectSettings(ReadSettings):
         4, "Samples a key frame: 1 is used as it is, more give a spread about the mean.", ge=1
     )
     every: AutoInt = option("auto", "Key frames: auto, or every N frames.")
-    settle: int = option(5, "Median over this many neighbouring key frames; 1 for none.", ge=1)
+    settle: int = option(
+        15, "Key frames that a robust line in time is laid through; 1: none.", ge=1
+    )
     memory: Bytes = option(2 * 1024**3, "Memory budget, e.g. 2GiB.")
     roi: Roi | None = option(None, "Region to correct, y0:y1,x0:x1.")
     bin: int = option(1, "Bin pixels before anything else.", ge=1)

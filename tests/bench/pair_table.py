@@ -56,7 +56,7 @@ def leak(log_background, problem, truth):
     return float((error * sample).sum() / max((sample**2).sum(), 1e-12))
 
 
-def run_scan(number, model, draw, settle=5, first_seed=FIRST_SEED):
+def run_scan(number, model, draw, settle=15, first_seed=FIRST_SEED):
     """All methods on scan `number`."""
     kind = KINDS[number % len(KINDS)]
     scan = simulate_scan(
@@ -111,7 +111,7 @@ def main():
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--settle", type=int, default=5)
+    parser.add_argument("--settle", type=int, default=15)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -13,6 +13,8 @@ from txmcorrect.formats.corrected import key_weights
 Index = NDArray[np.intp]
 MOST_KEYS = 64  # of the first plan; frames that drift faster get more
 STILL = 0.004  # rms log change between key frames that interpolation follows well
+LEAST_WEIGHT = 0.05  # of the farthest key frame in a window
+REWEIGHTINGS = 10
 JUMP_FLOOR, JUMP_RATIO = (
     0.03,
     8.0,
@@ -60,20 +62,42 @@ def interpolate(values: NDArray[Any], keys: Index, jumps: Index, frame: int) -> 
 def settle(
     fields: NDArray[np.float32], lit: NDArray[np.bool_], keys: Index, jumps: Index, window: int
 ) -> NDArray[np.float32]:
-    """Median of the shapes of `window` neighbouring key frames; each keeps its own level.
+    """Shapes on a robust line through `window` neighbouring key frames; each keeps its own level.
 
-    The beam drifts slowly, while what leaks from a sample differs from frame to frame, so the
-    median keeps the drift (it is unbiased for a steady one) and drops the leak. Windows are cut off
-    at the ends of the scan and at jumps. `fields` `(k, h, w)` logarithms.
+    The beam drifts slowly, while what leaks from a sample differs from frame to frame: the line
+    follows the drift, and a leak is one residual among many. Windows never reach across a jump.
+    `fields` `(k, h, w)` logarithms.
     """
     if window <= 1:
         return fields
     level = fields[:, lit].mean(1)[:, None, None]
     shapes = fields - level
     segment = np.searchsorted(jumps, keys, side="right")
-    half = window // 2
     out = np.empty_like(fields)
     for k in range(len(keys)):
-        near = np.arange(max(0, k - half), min(len(keys), k + half + 1))
-        out[k] = np.median(shapes[near[segment[near] == segment[k]]], axis=0)
+        same = np.flatnonzero(segment == segment[k])
+        near = same[np.argsort(np.abs(same - k), kind="stable")[:window]]
+        out[k] = _robust_line(keys[near] - keys[k], shapes[near])
     return out - out[:, lit].mean(1)[:, None, None] + level
+
+
+def _robust_line(times: Index, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Where a line through `values` `(m, h, w)` is at time 0; the median of fewer than five.
+
+    Local regression (Cleveland 1979): tricube weights in time, here with the absolute residual as
+    loss, by reweighting.
+    """
+    if len(times) < 5:
+        return np.asarray(np.median(values, axis=0), np.float32)
+    t = times / (np.abs(times).max() + 1.0)
+    near = np.maximum((1 - np.abs(t) ** 3) ** 3, LEAST_WEIGHT).astype(np.float32)[:, None, None]
+    t = t.astype(np.float32)[:, None, None]
+    weight = near
+    for _ in range(REWEIGHTINGS):
+        total = weight.sum(0)
+        middle, centre = (weight * t).sum(0) / total, (weight * values).sum(0) / total
+        slope = (weight * (t - middle) * (values - centre)).sum(0)
+        slope /= (weight * (t - middle) ** 2).sum(0)
+        left = np.abs(values - centre - slope * (t - middle))
+        weight = near / np.maximum(left, np.median(left) + STILL / 40)
+    return np.asarray(centre - slope * middle, np.float32)

@@ -22,7 +22,7 @@ from txmcorrect.scan import ArrayFrames, Scan
 from txmcorrect.weights import Model
 
 
-def pair_method(model: Model, draw: Draw, interval: int = 1, settle_keys: int = 5) -> Method:
+def pair_method(model: Model, draw: Draw, interval: int = 1, settle_keys: int = 15) -> Method:
     """Source 0's condition: a frame and its neighbour; references give fixed pattern and scale.
 
     `settle_keys` 1, one sample and one evaluation after another is source 0's own recipe.
@@ -44,7 +44,7 @@ def stack_method(model: Model, draw: Draw, interval: int = 1) -> Method:
 
 
 Placed = tuple[Flats | None, int | None]  # flats, and how many frames were taken before them
-SETTLE_STACK = 5  # key frames; see `keyframes.settle`
+SETTLE_STACK = 15  # key frames; see `keyframes.settle`
 METHODS: dict[str, Callable[[Model, Draw, int], Method]] = {
     "pair": pair_method,
     "stack": stack_method,

@@ -52,7 +52,7 @@ def estimate_background(
     dark: NDArray[np.float32] | None = None,
     interval: int = 1,
     every: int | None = None,
-    settle_keys: int = 5,
+    settle_keys: int = 15,
     scale_roi: tuple[int, int, int, int] | None = None,
     memory: int = 2 * 1024**3,
     report: Report = silent,
