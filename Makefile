@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic
+.PHONY: bench-quick bench-quality bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -58,6 +58,16 @@ bench-restore: install
 bench-mosaic: install
 	mkdir -p bench
 	$(PY) tests/bench/mosaic.py --out bench/mosaic.json $(PEERS)
+
+# Against a plain read-divide-write; counts; peak memory. About half an hour on two cores.
+bench-speed: install
+	mkdir -p bench
+	$(PY) tests/bench/speed.py --out bench/speed.json
+
+# Slices, rings and planted spheres against eigen flats and interpolated references.
+bench-tomo: install
+	mkdir -p bench
+	$(PY) tests/bench/tomogram.py --out bench/tomogram.json
 
 # Comparison with peers: minutes (quick), an hour or two on one core (core), a night (grid). The same
 # command goes on where it was interrupted; cells that are there are not run again. Peers of other

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-DEBIAN = Path("/usr/lib/python3/dist-packages")
+# A folder with the package unpacked (dpkg -x) serves as well.
+DEBIAN = Path(os.environ.get("TXMCORRECT_DXCHANGE", "/usr/lib/python3/dist-packages"))
 
 
 def find_dxchange(folder: Path) -> Path:

@@ -162,14 +162,14 @@ scan, model, out = map(Path, sys.argv[1:])
 settings = CorrectSettings(scans=[scan], model=str(model), steps=2, samples=2, every=3)
 part, rng = out.with_name(out.name + ".part"), random.Random(0)
 kills = whole = before = 0
-began, usual = time.monotonic(), None
+limit = 0.3  # seconds; grows until a run comes through, so that every phase is hit
 while kills < 50:
     child = os.fork()  # nothing is imported again: kills hit work, not imports
     if child == 0:
         correct_scan(settings, scan, out)
         os._exit(0)
     started = time.monotonic()
-    delay = rng.uniform(0, 1.0 if usual is None else 0.5 * usual)
+    delay = rng.uniform(0, limit)
     while time.monotonic() - started < delay and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.002)
     try:
@@ -178,14 +178,14 @@ while kills < 50:
     except (ProcessLookupError, ChildProcessError):
         status = 0
     if status == signal.SIGKILL:
-        kills += 1
+        kills, limit = kills + 1, 1.15 * limit
         done = len(list(part.glob("*.shard"))) if part.exists() else 0
         if not out.exists():
             assert done >= before, (done, before)
             before = done
     if out.exists():
         whole, before = whole + 1, 0
-        usual = usual or 2.0
+        limit /= 3
         os.rename(out, f"{out}.{whole}")
         if part.exists():  # killed between the rename and the clean-up
             before = 0

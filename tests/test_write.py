@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import subprocess
 import sys
@@ -345,6 +346,38 @@ def test_nxtomo_opens_with_nxtomo(tmp_path):
     data = loaded.instrument.detector.data
     assert (data[37] == 1).all() and (data[38] == 0).all()
     np.testing.assert_array_equal(data[:37], make_frames((37, 30, 20)))
+
+
+NABU = """
+import sys, warnings
+import h5py, numpy as np
+warnings.filterwarnings("ignore")
+from nabu.io.reader import NXTomoReader
+from nabu.preproc.flatfield import FlatField
+from nabu.resources.dataset_analyzer import analyze_dataset
+about, data = analyze_dataset(sys.argv[1]), NXTomoReader(sys.argv[1]).load_data()
+with h5py.File(sys.argv[1]) as file:
+    stored = file["entry/instrument/detector/data"][()]
+    key = file["entry/instrument/detector/image_key"][()]
+flats, darks = ({i: stored[i] for i in np.flatnonzero(key == k)} for k in (1, 2))
+again = data.copy()
+FlatField(again.shape, flats, darks, radios_indices=np.arange(len(again))).normalize_radios(again)
+assert np.array_equal(again, data) and np.array_equal(data, stored[key == 0])
+print(about.n_angles, *np.rad2deg(about.rotation_angles)[:3])
+"""
+
+
+def test_nabu_normalising_again_changes_nothing(tmp_path):
+    python = os.environ.get("TXMCORRECT_NABU_PYTHON")
+    if not python:
+        pytest.skip("nabu is not at hand (make peers; TXMCORRECT_NABU_PYTHON)")
+    theta = np.linspace(0, 3, 37)
+    out = write_result(tmp_path / "out.nx", make_frames((37, 30, 20)), theta, layout="nxtomo")
+    asked = subprocess.run([python, "-c", NABU, str(out)], capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    count, *degrees = asked.stdout.splitlines()[-1].split()
+    assert int(count) == 37
+    np.testing.assert_allclose(np.array(degrees, float), np.rad2deg(theta[:3]), atol=1e-4)
 
 
 def test_dxchange_normalising_again_changes_nothing(tmp_path):
