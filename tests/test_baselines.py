@@ -1,6 +1,7 @@
 """Peers: each does what its name says, on cases where the right answer is known."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,6 +190,18 @@ def test_the_last_frame_is_paired_backwards():
     assert partners(5, 2).tolist() == [2, 3, 4, 1, 2]
     with pytest.raises(NotApplicableError, match="more than 3 frames"):
         partners(3, 3)
+
+
+@pytest.mark.parametrize("name", [*LOCAL, *BAD])
+def test_a_single_frame_is_answered_or_refused(name):
+    whole, _ = make_problem()
+    problem = replace(whole, frames=whole.frames[:1], current_ma=whole.current_ma[:1])
+    try:
+        estimate = (PEERS.get(name) or BAD[name])(problem)
+    except NotApplicableError:
+        return
+    assert estimate.log_background.shape == (1, *SHAPE[1:])
+    assert np.isfinite(estimate.log_background).all()
 
 
 def test_peers_say_what_they_lack():

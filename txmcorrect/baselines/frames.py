@@ -66,6 +66,8 @@ def pair_smoothed_mean(problem: Problem, interval: int = 1) -> Estimate:
 
 def neighbours_mean(problem: Problem) -> Estimate:
     """Deliberately bad: each frame divided by the mean of the frames around it, samples and all."""
+    if len(problem.frames) < 2:
+        raise NotApplicableError("expected at least two frames, got one: it has no neighbours")
     light, gain = _level_out(problem)
     first = np.concatenate([light[1:2], light[:-1]])
     last = np.concatenate([light[1:], light[-2:-1]])
