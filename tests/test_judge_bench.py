@@ -109,7 +109,7 @@ def test_the_short_table_has_a_row_for_every_peer_and_no_bad_one(cells):
     assert (
         tables.short_name("tomo_fast_20000_before-after_256x256") == "tomo before-after fast 20000"
     )
-    assert tables.short_name("real-lm_mosaic-sparse") == "real-lm mosaic-sparse"
+    assert tables.short_name("real-lm_mosaic_4x4_tomo") == "real-lm mosaic 4x4 tomo"
 
 
 def test_a_peer_is_run_again_once_its_package_is_there(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from txmcorrect.judge.bench import Cell
+from txmcorrect.judge.bench import KINDS, Cell
 from txmcorrect.judge.checks import CHECKS, CRITICAL
 from txmcorrect.judge.statistics import (
     Interval,
@@ -279,7 +279,7 @@ def _verdicts(cells: list[Cell], check: str) -> list[bool]:
 def short_name(setting: str) -> str:
     """The parts of a setting's name that tell the settings of the core apart."""
     parts = setting.split("_")
-    if len(parts) < 4:
+    if parts[0] not in KINDS:  # a real scan's
         return setting.replace("_", " ")
     kind, drift, counts, references = parts[:4]
     words = [kind.removeprefix("mosaic-"), references]
