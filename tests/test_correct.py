@@ -361,7 +361,10 @@ def test_leak_is_told_from_drift():
     rng = np.random.default_rng(0)
     sample, drift = (0.1 * smooth_field(rng, (64, 64), 3) for _ in range(2))
     lit, usual = np.ones((64, 64), bool), np.zeros((64, 64), np.float32)
-    assert leak_slope(0.3 * sample, usual, sample, lit) == pytest.approx(0.3, abs=0.01)
+    assert leak_slope(0.3 * sample, usual, 0.7 * sample, lit) == pytest.approx(0.3, abs=0.01)
+    assert leak_slope(0.3 * sample + 0.2 * drift, usual, 0.7 * sample, lit) == pytest.approx(
+        0.3, abs=0.1
+    )
     assert leak_slope(drift, usual, sample, lit) == 0
     assert leak_slope(drift, usual, 0 * sample, lit) == 0
 

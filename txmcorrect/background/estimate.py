@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import pair_condition
+from txmcorrect.background.conditions import RIM, lit_mean, pair_condition
 from txmcorrect.background.stack import stack_condition
 from txmcorrect.background.windows import Known, make_stack
 from txmcorrect.diffusion.denoiser import Noise
@@ -94,7 +95,7 @@ def generate(
 
     Returns
     -------
-    mean, std : `(k, h, w)` natural logarithm of counts. A single sample with the first partner is
+    mean, std : `(k, h, w)` natural logarithm of counts; std of the shape, brightness left out. A single sample with the first partner is
     returned as it is, with std 0, as source 0 does. Several give the spread; the mean is then the
     posterior's own, one more evaluation at the largest sigma, where x0_hat depends on the condition
     alone, and of several partners the median: what leaks from one of them is not in the others.
@@ -110,9 +111,17 @@ def generate(
             looks = [draw_samples(model, (look,), batch, mean_draw)[0] for look in conditions]
             mean = torch.stack(looks).quantile(0.5, 0)
         means.append(mean[:keep])
-        stds.append(samples.std(0, correction=min(1, len(samples) - 1))[:keep])
+        stds.append(_shape_spread(samples, mean)[:keep])
         progress(sum(map(len, means)), k)
     return torch.cat(means).numpy(), torch.cat(stds).numpy()
+
+
+def _shape_spread(samples: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Spread `(b, h, w)` of samples `(s, b, h, w)` whose brightness is made alike: that is found later."""
+    middle = mean.flatten(1).median(1).values[:, None, None]
+    lit = (mean > middle + math.log(RIM)).to(mean)
+    shapes = samples - torch.stack([lit_mean(sample, lit) for sample in samples])
+    return shapes.std(0, correction=min(1, len(samples) - 1))
 
 
 def batches_of(targets: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], int]]:

@@ -49,7 +49,7 @@ def flag_frames(
     leak = np.zeros(len(keys))
     if len(keys) > LEAK_FRAMES:
         for k, key in enumerate(keys):
-            leak[k] = leak_slope(fields[k], usual, log_small[key] - usual, lit)
+            leak[k] = leak_slope(fields[k], usual, log_small[key] - fields[k], lit)
     bits = np.zeros(len(keys), np.uint32)
     bits[np.abs(leak) > LEAK_LIMIT] |= np.uint32(Flag.LEAK)
     bits[odd] |= np.uint32(Flag.ODD_BACKGROUND)

@@ -47,7 +47,7 @@ NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
 # Less is chance: a drift and a sample have some tens of features in the band.
 LEAK_CORRELATION = 0.4
-UNCERTAIN_LIMIT = 0.04  # rms spread of the log background's shape
+UNCERTAIN_LIMIT = 0.03  # rms spread of the log background's shape
 ODD_LIMIT = 6.0  # robust standard deviations from the scan's usual change
 ODD_FLOOR = 0.03
 DARK_SHARE = 0.05
@@ -64,20 +64,28 @@ def leak_slope(log_b: Image, usual: Image, log_t: Image, lit: NDArray[np.bool_])
     Parameters
     ----------
     log_b : `(h, w)` this frame's log background; usual : the scan's median one.
-    log_t : `(h, w)` corrected log transmission plus what may have leaked (the log frame - usual).
+    log_t : `(h, w)` corrected log transmission: what the background left of the sample.
 
     The least-squares slope of the frame's own deviation on the sample, both between a 32nd and a
-    quarter of the frame's width; 0 where they correlate no more than by chance.
+    quarter of the frame's width; 0 where they correlate no more than by chance. The raw frame does
+    not enter: it shares the drift with the background. A sample that went into the background as a
+    whole, or that stands still in all frames, is not seen here.
     """
     long = max(log_b.shape)
-    own = band(log_b - usual, long / 32, long / 4)[lit]
-    sample = band(log_t, long / 32, long / 4)[lit]
+    own = band(_filled(log_b - usual, lit), long / 32, long / 4)[lit]
+    sample = band(_filled(log_t, lit), long / 32, long / 4)[lit]
     power, common = float((sample**2).sum()), float((own * sample).sum())
     if power < lit.sum() * 1e-5:  # 0.3 % rms: no sample to leak
         return 0.0
     if abs(common) < LEAK_CORRELATION * (power * float((own**2).sum())) ** 0.5:
         return 0.0  # what deviates is the drift
-    return common / power
+    slope = common / power  # on what is left, 1 - leak of the sample
+    return slope / max(1 + slope, 0.5)
+
+
+def _filled(image: Image, lit: NDArray[np.bool_]) -> Image:
+    """Mean removed and nothing where there is no light: the rim must not ring."""
+    return np.where(lit, image - image[lit].mean(), 0)
 
 
 def spread_rms(log_std: Image, lit: NDArray[np.bool_]) -> float:
