@@ -95,10 +95,11 @@ def generate(
 
     Returns
     -------
-    mean, std : `(k, h, w)` natural logarithm of counts; std of the shape, brightness left out. A single sample with the first partner is
-    returned as it is, with std 0, as source 0 does. Several give the spread; the mean is then the
-    posterior's own, one more evaluation at the largest sigma, where x0_hat depends on the condition
-    alone, and of several partners the median: what leaks from one of them is not in the others.
+    mean, std : `(k, h, w)` natural logarithm of counts; std is that of the shape, brightness left
+    out. A single sample with the first partner is returned as it is, with std 0, as source 0 does.
+    Several give the spread; the mean is then the posterior's own, one more evaluation at the largest
+    sigma, where x0_hat depends on the condition alone, and of several partners the median: what
+    leaks from one of them is not in the others.
     """
     k = len(targets)
     mean_draw = replace(draw, sampler="ddim", steps=1, samples=1)
