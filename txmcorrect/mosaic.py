@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 
 from txmcorrect.background.correction import open_for
@@ -43,6 +44,7 @@ Array = NDArray[Any]
 
 NOT_TRUSTED = 3
 PREVIEW_PX = 1600
+GAINS_ONLY = Smoothness(shared_size=1e-6, own_size=1e-6, gain=0.1)
 
 
 def run(settings: MosaicSettings) -> Result:
@@ -85,11 +87,7 @@ def stitch(
         return compare_tiles(read, pairs, positions, source.lit)
 
     before = compare(tiles)
-    smoothness = (
-        Smoothness(shared_size=1e-6, own_size=1e-6, gain=0.1)
-        if settings.no_refine
-        else Smoothness()
-    )
+    smoothness = GAINS_ONLY if settings.no_refine else Smoothness()
     refinement = refine(before, n, (h, w), smoothness)
 
     def refined(index: int) -> Array:
@@ -120,6 +118,8 @@ def stitch(
         facts["overlap found"] = f"{w - across[1]:.0f} px across, {h - down[0]:.0f} px down"
     verdict = judge(source.verdict, plan, alignment, left_out)
     small = read_level(out, PREVIEW_PX)
+    if holes := uncovered(small, shape[0] / small.shape[0]):
+        facts["not covered"] = holes
     summary = MosaicSummary(
         title=f"mosaic: {source.scan.path.name}",
         verdict=verdict,
@@ -140,6 +140,17 @@ def stitch(
     code = NOT_TRUSTED if settings.strict and not verdict.startswith("TRUSTED") else 0
     message = f"{out}: {verdict}; seams {facts['seams after']}"
     return Result((out, preview, page, registered), message, code)
+
+
+def uncovered(small: Array, scale: float) -> str:
+    """Holes inside a small image of the mosaic, `scale` pixels each; empty if there are none."""
+    label, count = scipy.ndimage.label(np.isnan(small))
+    edges = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    inner = np.setdiff1d(np.arange(1, count + 1), edges)
+    if len(inner) == 0:
+        return ""
+    area = np.isin(label, inner).sum() * scale**2
+    return f"{len(inner)} places, {area:.0f} pixels, where no tile has light; left blank"
 
 
 def _counted(

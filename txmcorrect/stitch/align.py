@@ -26,6 +26,7 @@ from txmcorrect.stitch.register import (
     common_shift,
     peaks,
     search,
+    surprise,
 )
 
 Array = NDArray[Any]
@@ -45,6 +46,7 @@ MARGINS = (
     4.0,
 )  # look by look, over the next best shift: the surest come first
 BELIEVED = 0.25  # weight below which a match was given up
+REACH = 3.5  # standard deviations of the stage that are searched, in each direction
 LEAST_SPREAD_PX = 3.0
 RIVAL = 9.0  # squared distance, in standard deviations, from which measurements contradict
 LEAST_SCORE = 2.0  # evidence beyond what chance gives among the shifts that come into question
@@ -204,7 +206,7 @@ def _align(
 def _search_all(
     tiles: Tiles, pairs: Sequence[tuple[int, int]], stage: Stage, progress: Progress
 ) -> dict[tuple[int, int], Evidence]:
-    reach = int(4 * stage.jitter_px)
+    reach = int(REACH * stage.jitter_px)
     evidence = {}
     for done, (i, j) in enumerate(pairs, 1):
         middle = np.rint(stage.nominal[j] - stage.nominal[i]).astype(int)
@@ -273,7 +275,7 @@ def _best(
 
     def posterior(one: Measured) -> float:
         off = one.shift - expected
-        return one.score - float(off @ np.linalg.solve(spread + one.covariance, off)) / 2
+        return float(one.score - surprise(off @ np.linalg.solve(spread + one.covariance, off)))
 
     if not found:
         return None, 0.0

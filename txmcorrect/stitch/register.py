@@ -25,6 +25,7 @@ CLIP = 2.0  # robust standard deviations: one bright fibre must not outvote all 
 DARKEST = 0.02  # transmission below which nothing is read
 NARROWEST_PX = 4
 NEAR_PX = 3  # shifts this close are one and the same
+FREEDOM = 7.0  # of the prior: tails wide enough for a stage that slips
 HOPELESS = 15.0  # evidence by which a peak falls short that is not looked at again
 LEAST_PX = 200.0  # an overlap with less weight than this says nothing
 
@@ -217,6 +218,14 @@ def dilate(score: Array, sigma: float) -> Array:
     return out
 
 
+def surprise(distance: Any) -> Any:
+    """What a shift costs, in log-likelihood, that lies off by a squared distance in sigmas.
+
+    Student's t: stages are mostly as good as they seem, but not always.
+    """
+    return (FREEDOM + 1) / 2 * np.log1p(distance / FREEDOM)
+
+
 def peaks(
     evidence: Evidence, expected: Array, spread: Array, most: int = 5
 ) -> list[tuple[int, int]]:
@@ -228,7 +237,7 @@ def peaks(
     """
     y, x = (axis - e for axis, e in zip(evidence.window.axes, expected, strict=True))
     (yy, yx), (_, xx) = np.linalg.inv(spread)
-    posterior = evidence.score - (yy * y * y + 2 * yx * y * x + xx * x * x) / 2
+    posterior = evidence.score - surprise(yy * y * y + 2 * yx * y * x + xx * x * x)
     top = posterior == maximum_filter(posterior, 2 * NEAR_PX + 1)
     top &= posterior > posterior.max() - HOPELESS
     places = sorted(np.argwhere(top).tolist(), key=lambda p: -float(posterior[tuple(p)]))
