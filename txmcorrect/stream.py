@@ -22,7 +22,7 @@ from txmcorrect.scan import Array
 
 # Options that cannot change a single value of the result, so a resumed run may change them.
 NEUTRAL = frozenset(
-    ("config", "overwrite", "dry_run", "log_file", "verbose", "quiet", "memory", "strict")
+    ("config", "overwrite", "dry_run", "log_file", "verbose", "quiet", "memory", "strict", "idle")
 )
 
 

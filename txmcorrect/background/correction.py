@@ -279,7 +279,8 @@ def divide(
     report: Report,
 ) -> None:
     """Write frame / background for the slabs that begin at `starts` and are not stored yet."""
-    missing = [start for start in starts if start not in writer.done()]
+    stored = writer.done()
+    missing = [start for start in starts if start not in stored]
     total = sum(writer.slabs.length(start) for start in starts)
     done = total - sum(writer.slabs.length(start) for start in missing)
     for start, counts in _read_ahead(settings, scan, background, writer, missing):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -98,11 +98,6 @@ class ResultWriter:
         """Return the first frames of the slabs that are stored."""
         stored = self.part.names()
         return {int(name.removeprefix(SLAB_NAME)) for name in stored if name.startswith(SLAB_NAME)}
-
-    def pending(self, blocks: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return those `(start, stop)` of which some slab is not stored yet."""
-        missing = set(self.slabs.starts()) - self.done()
-        return [(a, b) for a, b in blocks if any(a <= s < b for s in missing)]
 
     def write(self, start: int, frames: Array, **values: Sequence[float] | Array) -> None:
         """Store corrected frames for good.
