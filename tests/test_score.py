@@ -237,6 +237,15 @@ def test_a_withheld_frame_is_predicted_from_the_later_neighbour():
     assert bad.passed is False
 
 
+def test_nothing_is_left_out_where_no_frame_is_empty():
+    rng = np.random.default_rng(0)
+    texture = np.kron(rng.uniform(0.7, 1, (8, 16, 16)), np.ones((4, 4)))
+    frames = rng.poisson(3000 * texture).astype(np.float32)
+    problem = scenes.Problem(frames, np.zeros((64, 64), np.float32), np.ones((64, 64), bool))
+    assert "leave-out" not in recorded.judge_raw(PEERS["none"], problem)
+    assert not recorded.nearly_empty(problem, [0, 1])
+
+
 def test_dead_and_hot_pixels_do_not_count_as_lit():
     frames = np.full((5, 32, 32), 1000.0)
     frames[:, 3, 4], frames[:, 8, 9], frames[:, :, 28:] = 0, 9000, 20
@@ -272,7 +281,9 @@ def test_a_table_is_brought_up_to_date_in_place(tmp_path):
     page.write_text("a\n<!-- table: compare -->\nold\n<!-- end of table: compare -->\nb\n")
     for _ in range(2):
         output.replace_between(page, "compare", "new")
-    assert page.read_text() == "a\n<!-- table: compare -->\nnew\n<!-- end of table: compare -->\nb\n"
+    assert (
+        page.read_text() == "a\n<!-- table: compare -->\nnew\n<!-- end of table: compare -->\nb\n"
+    )
     with pytest.raises(TxmError, match=r"expected a text file with `<!-- table: other -->`"):
         output.replace_between(page, "other", "new")
 

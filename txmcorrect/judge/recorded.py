@@ -27,6 +27,7 @@ from txmcorrect.judge.trial import Finding
 from txmcorrect.simulate import SimulatedScan, simulate_scan
 
 LIT_FRACTION = 0.08  # of the median light; darker pixels do not count
+NEARLY_EMPTY = 0.5  # of the usual fine structure
 SMOOTH_PX = 4.0  # photon noise is averaged out over this before backgrounds are compared
 
 
@@ -40,10 +41,21 @@ def lit_pixels(frames: Array, dark: Array) -> NDArray[np.bool_]:
 
 def find_empty(problem: Problem, count: int = 2) -> list[int]:
     """The frames that show least: smallest fine structure relative to the stack's median."""
+    return sorted(int(i) for i in np.argsort(fine_structure(problem))[:count])
+
+
+def fine_structure(problem: Problem) -> NDArray[np.float64]:
+    """How much structure of 4-20 pixels each frame shows beside the stack's median, `(n,)`."""
     logs = log_light(problem.frames, problem.dark)
     rest = logs - np.median(logs, axis=0)
     fine = gaussian_filter(rest, (0, 2, 2)) - gaussian_filter(rest, (0, 10, 10))
-    return sorted(int(i) for i in np.argsort(fine[:, problem.lit].std(1))[:count])
+    return np.asarray(fine[:, problem.lit].std(1), np.float64)
+
+
+def nearly_empty(problem: Problem, frames: list[int]) -> bool:
+    """Whether frames show so much less than the usual frame that they can stand for references."""
+    fine = fine_structure(problem)
+    return bool(fine[frames].max() < NEARLY_EMPTY * np.median(fine))
 
 
 def flatness(problem: Problem, estimate: Estimate, frame: int) -> float:
@@ -64,7 +76,7 @@ def judge_raw(method: Method, problem: Problem, seed: int = 0) -> dict[str, Find
         )
     }
     found["flatness"] = Finding(None, figures)
-    if len(problem.frames) >= 6:
+    if len(problem.frames) >= 6 and nearly_empty(problem, empties):
         found["leave-out"] = leave_out(method, problem, empties)
     return found
 
