@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -399,3 +400,10 @@ def test_settling_follows_drift_and_drops_what_single_frames_leak():
     assert error(settle(fields, lit, keys, np.array([]), 9)) < 0.25 * error(fields)
     jump = (truth + 0.3 * (keys >= 60)[:, None, None] * x).astype(np.float32)
     assert np.abs(settle(jump, lit, keys, np.array([60]), 9) - jump).max() < 1e-5
+
+
+def test_a_background_found_without_references_is_never_trusted(scan, model, folder):
+    outcome = pipeline(scan, model, folder / "unreferenced.h5", force=True)
+    calm = replace(outcome.background, flag=np.zeros(len(outcome.background.flag), np.uint32))
+    assert str(calm.verdict()).startswith("CHECK (all frames): from the frames alone")
+    assert replace(calm, referenced=True).verdict().word == "TRUSTED"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import spread_out
 from txmcorrect.background.estimate import Conditions
-from txmcorrect.background.quality import Verdict, judge_run
+from txmcorrect.background.quality import UNREFERENCED, Verdict, judge_run
 from txmcorrect.formats.corrected import key_weights
 from txmcorrect.team import Pieces
 
@@ -39,6 +39,7 @@ class Background:
     (an energy); part : `(k,)` which of them a key frame belongs to. factor : bin of the working grid.
     amplitude, flag : `(n,)`; lit : `(h, w)`; dark : `(h, w)`.
     conditions : what the model sees of a frame, to draw more samples with.
+    notes : doubts about all frames; referenced : whether references show the background's shape.
     """
 
     keys: NDArray[np.intp]
@@ -53,6 +54,7 @@ class Background:
     dark: Image
     scale: str
     notes: tuple[str, ...] = ()
+    referenced: bool = True
     leak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     conditions: Conditions | None = field(default=None, repr=False)
     part: NDArray[np.intp] | None = None
@@ -78,7 +80,8 @@ class Background:
         return self.native(mixed.astype(np.float32)) + self._detail(left)
 
     def verdict(self) -> Verdict:
-        return judge_run(self.flag, self.scale, self.notes)
+        blind = () if self.referenced else (UNREFERENCED,)
+        return judge_run(self.flag, self.scale, (*self.notes, *blind))
 
     def native(self, small: Image) -> Image:
         """A field `(h', w')` of the working grid at native resolution `(h, w)`."""
@@ -150,6 +153,7 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
         lit=np.logical_and.reduce([b.lit for b in backgrounds]),
         scale="; ".join(dict.fromkeys(b.scale for b in backgrounds)),
         notes=tuple(dict.fromkeys(note for b in backgrounds for note in b.notes)),
+        referenced=all(b.referenced for b in backgrounds),
         leak=np.concatenate([b.leak for b in backgrounds]),
         conditions=None,
         part=np.repeat(np.arange(len(backgrounds)), [len(b.keys) for b in backgrounds]),

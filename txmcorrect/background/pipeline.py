@@ -120,6 +120,7 @@ def estimate_background(
         dark=survey.dark,
         scale=scale,
         notes=notes,
+        referenced=model.spec.condition == "stack" and len(references) > 0,
         leak=leak,
         conditions=conditions,
     )

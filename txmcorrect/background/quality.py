@@ -44,6 +44,9 @@ MEANING = {
 }
 NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
+# Said of every run whose background was found without references, however good it looks.
+UNREFERENCED = "from the frames alone: broad structure may be too weak, what stands still is lost"
+
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
 # Less is chance: a drift and a sample have some tens of features in the band.
 LEAK_CORRELATION = 0.4
