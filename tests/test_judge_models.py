@@ -50,8 +50,10 @@ def test_samples_lie_about_the_result_as_the_spread_says(scene):
     draws = estimate.sampler(16)
     assert draws.shape == (16, *scene.problem.shape)
     np.testing.assert_allclose(draws.mean(0), estimate.log_background, atol=1e-4)
-    # Key frames carry the spread; with 16 frames every one is a key frame or takes its neighbour's.
-    np.testing.assert_allclose(draws.std(0, ddof=1), estimate.std, rtol=1e-3, atol=1e-5)
+    # The stated spread is that of the shape: brightness has checks of its own.
+    shapes = draws - draws.mean((2, 3), keepdims=True)
+    ratio = shapes.std(0, ddof=1) / estimate.std
+    assert np.median(ratio) == pytest.approx(1, abs=0.05)
     assert estimate.std.min() > 0
     found = check_calibration(start_trial(method, scene))
     assert {"coverage", "coverage_slow", "crps", "crps_slow"} <= found.figures.keys()
