@@ -15,12 +15,13 @@ import torch
 from typer.testing import CliRunner
 
 from txmcorrect.background.conditions import CHANNELS
-from txmcorrect.background.correction import correct_scan
+from txmcorrect.background.correction import condition_for, correct_scan
 from txmcorrect.background.detail import choose_frames, detail_of
 from txmcorrect.background.keyframes import find_jumps, first_plan, refinement, settle
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings
+from txmcorrect.formats import open_scan
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.scan import ArrayFrames
 from txmcorrect.simulate import simulate_scan
@@ -316,7 +317,7 @@ def test_dry_run_prints_the_settings_and_writes_nothing(tmp_path, scan):
     answer = CliRunner().invoke(
         app, ["correct", str(scan), "--dry-run", "--out", str(tmp_path / "x.h5")]
     )
-    assert answer.exit_code == 0 and "condition: pair" in answer.stdout
+    assert answer.exit_code == 0 and "condition: auto" in answer.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -407,3 +408,13 @@ def test_a_background_found_without_references_is_never_trusted(scan, model, fol
     calm = replace(outcome.background, flag=np.zeros(len(outcome.background.flag), np.uint32))
     assert str(calm.verdict()).startswith("CHECK (all frames): from the frames alone")
     assert replace(calm, referenced=True).verdict().word == "TRUSTED"
+
+
+def test_auto_takes_the_stack_model_where_there_are_references(scan, model):
+    scanned, given = open_scan(scan), CorrectSettings(scans=[scan])
+    assert scanned.flats and condition_for(given, scanned) == "stack"
+    alone = replace(scanned, flats=())
+    assert condition_for(given, alone) == "pair"
+    assert condition_for(given.model_copy(update={"refs": scan}), alone) == "stack"
+    assert condition_for(given.model_copy(update={"model": str(model)}), scanned) == "pair"
+    assert condition_for(given.model_copy(update={"condition": "pair"}), scanned) == "pair"

@@ -303,7 +303,7 @@ def test_a_model_that_was_named_must_exist(tmp_path, caplog):
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(comparison, "load_model", absent)
         assert comparison.models(EvaluateSettings(compare=True)) == {}
-    assert "peers are compared alone" in caplog.text
+    assert "peers are compared without it" in caplog.text
 
 
 def test_the_pipeline_is_judged_like_a_peer(scan, monkeypatch):

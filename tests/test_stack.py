@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from txmcorrect.background.conditions import CHANNELS
+from txmcorrect.background.detail import LIKE, likeness
 from txmcorrect.background.estimate import Draw, generate, stack_conditions
 from txmcorrect.background.methods import references_of, stack_method
 from txmcorrect.background.stack import Basis, bank_modes, fit_drift, stack_condition
@@ -193,3 +194,15 @@ def test_several_stacks_join():
     scans = draw_scans(5, 0, 8, 32)
     parts = [make_stack(known_of(scan), scan.targets) for scan in scans]
     assert len(joined(parts).frames) == 8
+
+
+def test_a_sample_that_stands_still_does_not_hide_the_fixed_pattern():
+    """A capillary's walls are the strongest fine structure of every frame; the reference is right."""
+    rng = np.random.default_rng(4)
+    pattern = 0.01 * rng.standard_normal((64, 64))
+    walls = np.zeros((64, 64))
+    walls[:, [16, 17, 46, 47]] = -0.2
+    noise = 0.005 * rng.standard_normal((3, 64, 64))
+    own, theirs, other = pattern + walls + noise[0], pattern + noise[1], pattern[::-1] + noise[2]
+    assert likeness(own, theirs) > 2 * LIKE
+    assert abs(likeness(own, other)) < LIKE / 2

@@ -294,7 +294,9 @@ class CorrectSettings(ReadSettings):
     format: Literal["h5", "nxtomo", "tiff"] = option("h5", "Layout of the result.")
     refs: Path | None = option(None, "References: a folder or an HDF5 file.")
     dark: Path | None = option(None, "Dark frames, where the scan has none.")
-    condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
+    condition: Literal["auto", "stack", "pair"] = option(
+        "auto", "What the model sees; auto: a stack where there are references, else pairs."
+    )
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     partners: int = option(
         4, "Frames that each frame is paired with; the median of the answers counts.", ge=1
@@ -435,7 +437,9 @@ class EvaluateSettings(ReadSettings):
     readme: Path | None = option(
         None, "Text file whose `<!-- table: compare -->` is brought up to date."
     )
-    condition: Literal["stack", "pair"] = option("pair", "What the model sees.")
+    condition: Literal["auto", "stack", "pair"] = option(
+        "auto", "What the model sees; auto: both bundled models, or as the given one does."
+    )
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     partners: int = option(
         4, "Frames that each frame is paired with; the median of the answers counts.", ge=1

@@ -123,6 +123,16 @@ def bundled_path(condition: str) -> Path:
     return folder / f"{condition}.safetensors"
 
 
+def condition_of(path: str | Path) -> str:
+    """What the model in a file sees.
+
+    Raises
+    ------
+    ModelError : not a model of ours.
+    """
+    return _built(read_tensors(Path(path))[1], Path(path))[0].condition
+
+
 def load_model(name: str | Path, condition: str, device: str | torch.device = "cpu") -> Model:
     """Load `bundled` or a file, for a given condition, in float32, ready to use.
 

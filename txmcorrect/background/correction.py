@@ -34,7 +34,7 @@ from txmcorrect.matching import check_raw, match_references, of_energy
 from txmcorrect.scan import FloatArray, References, Scan
 from txmcorrect.stream import run_signature
 from txmcorrect.team import Pieces, Shared, Team
-from txmcorrect.weights import Model, load_model
+from txmcorrect.weights import Model, condition_of, load_model
 
 log = logging.getLogger(__name__)
 # Of a slab on its way: raw counts, float32, and what is compressed of it.
@@ -108,6 +108,15 @@ def _cut_like(settings: CorrectSettings, scan: Scan, group: References) -> Refer
     return whole.select(None, settings.roi, settings.bin).flats[0]
 
 
+def condition_for(settings: CorrectSettings, scan: Scan) -> str:
+    """What the model is to see: as asked, as a given model does, or what serves this scan best."""
+    if settings.condition != "auto":
+        return settings.condition
+    if settings.model != "bundled":
+        return condition_of(settings.model)
+    return "stack" if scan.flats or settings.refs is not None else "pair"
+
+
 def dark_for(settings: CorrectSettings, scan: Scan) -> NDArray[np.float32] | None:
     """Mean dark `(h, w)`: of `--dark`, else of the scan, else None."""
     if settings.dark is not None:
@@ -133,9 +142,8 @@ def correct_scan(
     """
     team = team or Team()
     scan = open_for(settings, path)
-    model = load_model(
-        settings.model, settings.condition, team.device or choose_device(settings.device)
-    )
+    device = team.device or choose_device(settings.device)
+    model = load_model(settings.model, condition_for(settings, scan), device)
     inputs = [p for p in (path, settings.refs, settings.dark) if p is not None]
     options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
     signature = run_signature(options, inputs, model.sha256)

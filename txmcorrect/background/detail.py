@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+from scipy.stats import spearmanr
 
 from txmcorrect.background.conditions import bin_mean, spread_out
 from txmcorrect.background.scale import LEAST, Reference
@@ -21,6 +22,8 @@ Image = NDArray[np.float32]
 LARGEST = 0.7  # log; a pixel further from its surroundings than a factor of two is broken
 MOST_FRAMES = 64
 BAND_BYTES = 128 * 2**20  # of ratios that are sorted at a time
+LIKE = 0.15  # rank correlation with the scan's own pattern; less is another detector or optic
+RANKED = 500_000  # pixels
 WINDOW = 5  # pixels over which signal and noise are compared
 
 
@@ -115,13 +118,23 @@ def fixed_pattern(
     fit = []
     for i, reference in enumerate(references):
         theirs = reference_detail(reference, survey.factor)
-        # Least squares of the scan's pattern on the reference's; 1 where it is the same detector.
-        likeness = float((own * theirs).mean() / max(float((own**2).mean()), 1e-12))
-        if survey.factor == 1 or likeness > 0.5 or float(own.std()) < 1e-4:
+        if survey.factor == 1 or float(own.std()) < 1e-4 or likeness(own, theirs) > LIKE:
             frames = 1 if reference.flats is None else len(reference.flats)
             total, count = total + np.float32(frames) * theirs, count + frames
             fit.append(i)
     return (total / np.float32(count) if count else own), np.array(fit, np.intp)
+
+
+def likeness(own: Image, theirs: Image) -> float:
+    """Rank correlation of two patterns: edges of a sample that stands still are few, and cannot rule it.
+
+    192 references of simulated scans have 0.18 or more with their own scan (half 0.82), and 0.14 or
+    less turned by 180 degrees.
+    """
+    if float(theirs.std()) == 0:
+        return 0.0
+    step = max(1, own.size // RANKED)
+    return float(spearmanr(own.ravel()[::step], theirs.ravel()[::step]).statistic)
 
 
 def reference_detail(reference: Reference, factor: int) -> Image:

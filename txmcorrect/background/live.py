@@ -17,6 +17,7 @@ import numpy as np
 from txmcorrect.background.correction import (
     Outcome,
     choose_device,
+    condition_for,
     cut_for,
     describe,
     divide,
@@ -65,7 +66,9 @@ def correct_live(
     """
     arriving = open_arriving(path, **settings.sources())
     scan = _wait_for(settings, arriving, 2, stop, path)
-    model = load_model(settings.model, settings.condition, choose_device(settings.device))
+    model = load_model(
+        settings.model, condition_for(settings, scan), choose_device(settings.device)
+    )
     options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
     inputs = [p for p in (settings.refs, settings.dark) if p is not None]
     signature = run_signature({**options, "scan": str(path.resolve())}, inputs, model.sha256)

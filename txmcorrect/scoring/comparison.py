@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from txmcorrect.background.correction import choose_device
 from txmcorrect.background.estimate import Draw
+from txmcorrect.background.methods import METHODS
 from txmcorrect.baselines import BAD, PEERS, Method
 from txmcorrect.config import EvaluateSettings
 from txmcorrect.errors import ModelError, TxmError
@@ -33,7 +34,7 @@ from txmcorrect.result import Result
 from txmcorrect.scoring.model import candidate, regression, source0
 from txmcorrect.scoring.output import json_text, replace_between, say, write_json, write_text
 from txmcorrect.scoring.real import real_scenes, score_real
-from txmcorrect.weights import load_model
+from txmcorrect.weights import condition_of, load_model
 
 log = logging.getLogger(__name__)
 SEED_STRIDE = 1000  # another --seed draws other benchmark scans
@@ -90,14 +91,22 @@ def models(settings: EvaluateSettings) -> dict[str, Method]:
     draw = Draw(
         settings.sampler, settings.steps, settings.samples, settings.seed, settings.partners
     )
-    try:
-        model = load_model(settings.model, settings.condition, choose_device(settings.device))
-        return candidate(model, draw, settings.interval)
-    except ModelError as error:
-        if settings.model != "bundled":
-            raise
-        log.warning("the peers are compared alone: %s", error)
-        return {}
+    found: dict[str, Method] = {}
+    for condition in _conditions(settings):
+        try:
+            model = load_model(settings.model, condition, choose_device(settings.device))
+            found |= candidate(model, draw, settings.interval)
+        except ModelError as error:
+            if settings.model != "bundled":
+                raise
+            log.warning("the peers are compared without it: %s", error)
+    return found
+
+
+def _conditions(settings: EvaluateSettings) -> tuple[str, ...]:
+    if settings.condition != "auto":
+        return (settings.condition,)
+    return tuple(METHODS) if settings.model == "bundled" else (condition_of(settings.model),)
 
 
 def rivals(settings: EvaluateSettings) -> dict[str, Method]:
@@ -106,7 +115,7 @@ def rivals(settings: EvaluateSettings) -> dict[str, Method]:
     found: dict[str, Method] = {}
     if settings.model != "none":
         try:
-            origin = settings.model if settings.condition == "pair" else "bundled"
+            origin = settings.model if _conditions(settings) == ("pair",) else "bundled"
             found |= source0(load_model(origin, "pair", device))
         except ModelError as error:
             log.info("source 0's sampling is left out: %s", error)
