@@ -194,7 +194,8 @@ def _for_readme(settings: EvaluateSettings, cells: list[Cell]) -> str:
     groups = tables.group(cells)
     seeds = len({(c.setting, c.seed) for c in cells})
     plan = f"--plan {settings.plan}" if settings.real is None else "--real"
-    model = next((c.method for c in cells if c.method.startswith("model:")), "none")
+    tested = dict.fromkeys(c.method for c in cells if c.method.startswith("model:"))
+    model = ", ".join(tested) or "none"
     note = (
         f"`txmcorrect evaluate --compare {plan} --seed {settings.seed}`: {seeds} scans, model under "
         f"test: {model}. Background error in per cent (noise-free, geometric mean over seeds); *in "
