@@ -1,6 +1,7 @@
 """`restore` from end to end with a prior that is exact: independent pixels around vacuum."""
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,9 +15,11 @@ from txmcorrect.cli import app
 from txmcorrect.config import RestoreSettings, UsageError
 from txmcorrect.diffusion.denoiser import per_item
 from txmcorrect.errors import ModelError, OutputError, TxmError
+from txmcorrect.metrics import psnr
 from txmcorrect.physics import BlockMean, gaussian_kernel, open_blur, separable_blur
-from txmcorrect.restoring.prior import SCALE, sample_spec
-from txmcorrect.restoring.problem import noise_of
+from txmcorrect.restoring.draw import restore_frame
+from txmcorrect.restoring.prior import SCALE, load_prior, patch_prior, sample_spec
+from txmcorrect.restoring.problem import noise_of, pose
 from txmcorrect.simulate.objects import draw_transmission
 from txmcorrect.weights import Model, save_model
 
@@ -243,3 +246,16 @@ def test_objects_repeat_and_differ_by_family():
     np.testing.assert_array_equal(one, draw_transmission(0, 3, (64, 64)))
     assert rms(one, draw_transmission(0, 4, (64, 64))) > 0.01
     assert one.dtype == np.float32 and 0 < one.min() and one.max() < 1.6
+
+
+def test_the_bundled_prior_takes_noise_off_and_leaves_the_sample():
+    model = load_prior("bundled", "cpu")
+    truth = draw_transmission(77, 3, (64, 64), "benchmark")
+    noisy = truth + 0.1 * np.random.default_rng(0).standard_normal(truth.shape)
+    settings = RestoreSettings(scan=Path("-"), sampler="mean", noise="0.1", quiet=True)
+    with torch.no_grad():
+        problem = pose(settings, noisy.astype(np.float32), model, torch.device("cpu"))
+        found = restore_frame(settings, patch_prior(model, 2**30, "average"), model, problem)
+    assert psnr(found.mean.numpy(), truth) > psnr(noisy, truth) + 10
+    slope = np.polyfit(truth.ravel(), found.mean.numpy().ravel(), 1)[0]
+    assert slope == pytest.approx(1, abs=0.1)
