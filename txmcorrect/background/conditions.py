@@ -149,10 +149,11 @@ def pair_condition(first: Tensor, second: Tensor, photons: Tensor) -> tuple[Tens
     light = LOG_SCALE * (u + v) / 2
     lit = (light > math.log(RIM)).to(a)
     apart = LOG_SCALE * (u - v)
+    apart = apart - lit_mean(apart, lit)
     scale = _pair_scale(apart, LOG_SCALE * noise, lit)
     wide = scale[:, None, None]
     masks = [k.to(a) for k in known]
-    difference = (apart - lit_mean(apart, lit)) / wide
+    difference = apart / wide
     relative_noise = (LOG_SCALE * noise / wide).clamp_max(3.0)
     strength = (wide / 0.2).log().expand_as(u)
     channels = [u, v, *masks, difference.clamp(-5, 5), difference.abs().clamp_max(5)]
@@ -176,6 +177,5 @@ def trust_in(light: Tensor) -> Tensor:
 
 def _pair_scale(apart: Tensor, noise: Tensor, lit: Tensor) -> Tensor:
     """How far the mean of a pair may be off, `(b,)`, natural log: the rms difference, noise removed."""
-    shape = apart - lit_mean(apart, lit)
-    square = lit_mean(shape**2 - 2 * noise**2, lit)[:, 0, 0].clamp_min(0)
+    square = lit_mean(apart**2 - 2 * noise**2, lit)[:, 0, 0].clamp_min(0)
     return (square + LEAST_SCALE**2).sqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -223,23 +223,28 @@ def _worst_slope(cells: list[Cell], large: bool) -> float:
 
 def summary_table(groups: Group) -> str:
     """Background error in per cent: methods down, settings across."""
-    settings = list(groups)
-    names = list(dict.fromkeys(m for methods in groups.values() for m in methods))
-    rows = ["| method | " + " | ".join(s.replace("_", " ") for s in settings) + " |"]
-    rows.append("|" + "---|" * (len(settings) + 1))
+    names = dict.fromkeys(m for methods in groups.values() for m in methods)
+    heads = [s.replace("_", " ") for s in groups]
+    return _error_table(groups, names, heads, lambda error: _spread(error, 100))
+
+
+def _error_table(
+    groups: Group, names: Iterable[str], heads: list[str], text: Callable[[Interval], str]
+) -> str:
+    """A row a method that was judged; errors of those that lose the sample in parentheses."""
+
+    def entry(cells: list[Cell]) -> str:
+        error = background_error(cells)
+        if error.n == 0:
+            return ""
+        return text(error) if preserves(cells) else f"*({text(error)})*"
+
+    rows = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in names:
-        cells = [groups[s].get(name, []) for s in settings]
+        cells = [methods.get(name, []) for methods in groups.values()]
         if any(c.findings for one in cells for c in one):
-            rows.append(f"| {name} | " + " | ".join(_summary(one) for one in cells) + " |")
+            rows.append(f"| {name} | " + " | ".join(map(entry, cells)) + " |")
     return "\n".join(rows)
-
-
-def _summary(cells: list[Cell]) -> str:
-    error = background_error(cells)
-    if error.n == 0:
-        return ""
-    text = _spread(error, 100)
-    return text if preserves(cells) else f"*({text})*"
 
 
 def checks_table(cells: list[Cell]) -> str:
@@ -289,23 +294,9 @@ def short_name(setting: str) -> str:
 
 def short_table(groups: Group) -> str:
     """Background error in per cent, means alone: for a page that cannot hold the intervals."""
-    settings = list(groups)
     names = dict.fromkeys(m for methods in groups.values() for m in methods if is_peer(m))
-    rows = ["| method | " + " | ".join(map(short_name, settings)) + " |"]
-    rows.append("|---" * (len(settings) + 1) + "|")
-    for name in names:
-        cells = [groups[s].get(name, []) for s in settings]
-        if any(c.findings for one in cells for c in one):
-            rows.append(f"| {name} | " + " | ".join(_short(one) for one in cells) + " |")
-    return "\n".join(rows)
-
-
-def _short(cells: list[Cell]) -> str:
-    error = background_error(cells)
-    if error.n == 0:
-        return ""
-    text = f"{100 * error.mean:.2f}"
-    return text if preserves(cells) else f"*({text})*"
+    heads = list(map(short_name, groups))
+    return _error_table(groups, names, heads, lambda error: f"{100 * error.mean:.2f}")
 
 
 def markdown(cells: list[Cell]) -> str:
