@@ -13,7 +13,9 @@ from txmcorrect.weights import Model, ModelSpec
 def test_a_model_of_another_version_of_the_condition_is_refused():
     spec = ModelSpec({"channels": 8}, "pair", 8, 64)
     model = Model(spec.build().eval(), spec, "0" * 64, "test")
-    looks = pair_conditions(np.full((2, 16, 16), 100, np.float32), np.ones(2, bool), 1, 1.0, 1)
+    looks = pair_conditions(
+        np.full((2, 16, 16), 100, np.float32), np.ones(2, bool), 1, 1.0, 1
+    ).looks
     with pytest.raises(ModelError, match=r"sees 8 channels.*has 10"):
         draw_samples(model, looks, np.array([0]), Draw(samples=1))
 

@@ -229,6 +229,9 @@ class DiffusionSettings(Part):
     levels: Literal["even", "lognormal"] = Field(
         "even", description="Noise levels drawn: even over the schedule, or as EDM does."
     )
+    top_share: float = Field(
+        0.0, ge=0, le=1, description="Share of items at the largest level: the posterior mean."
+    )
     uncon_ratio: float = Field(0.25, ge=0, le=1, description="Share of items without condition.")
 
 
@@ -276,6 +279,9 @@ class TrainSettings(Settings):
     channels_last: bool = option(False, "Use the channels-last memory layout.")
     checkpoint_every: int = option(1000, "Steps between checkpoints.", ge=1)
     validate_every: int = option(1000, "Steps between validations.", ge=1)
+    calibrate: int = option(
+        60, "Batches that a stack model's worth and spread are told from.", ge=0
+    )
     tracker: str = option("jsonl", "jsonl, tensorboard, or any name Accelerate knows.")
     network: NetworkSettings = NetworkSettings()
     diffusion: DiffusionSettings = DiffusionSettings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
 from txmcorrect.simulate.objects import SCALE
+from txmcorrect.training.calibrate import as_metadata, calibrate
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.loop import Clock, Loop, learning_rate
 from txmcorrect.training.validate import Validation, validate
@@ -31,7 +33,15 @@ from txmcorrect.weights import ModelSpec, load_model, save_model
 log = logging.getLogger(__name__)
 # Settings that may change between a run and its continuation without changing its result.
 FREE = {"config", "device", "overwrite", "dry_run", "log_file", "verbose", "quiet", "out"}
-FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "tracker", "compile"}
+FREE |= {
+    "max_steps",
+    "max_minutes",
+    "checkpoint_every",
+    "validate_every",
+    "tracker",
+    "compile",
+    "calibrate",
+}
 DOMAINS = {"sample": "transmission"}
 REPORT_EVERY = 20
 
@@ -229,6 +239,17 @@ class Training:
         )
         return scores
 
+    def _calibrate(self) -> None:
+        """Measure what the finished weights are worth, and store it with them."""
+        settings = self.settings
+        if settings.dataset.condition != "stack" or settings.calibrate == 0:
+            return
+        self.evaluation.load_state_dict(self.state.average.state)
+        found = calibrate(self.evaluation, settings, self.sigmas, settings.calibrate)
+        log.info("calibration: %s", found)
+        spec = replace(self.spec, extra={**self.spec.extra, **as_metadata(found)})
+        save_model(self.model_path, self.state.average.state, spec)
+
     def _start_logs(self) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -252,6 +273,7 @@ class Training:
     def _finish(self, validation: Validation | None) -> Result:
         if not self.accelerator.is_main_process:
             return Result()
+        self._calibrate()
         message = f"step {self.state.step} of {self.settings.steps}: {self.model_path}"
         if validation:
             message += (

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import RIM, lit_mean, pair_condition
+from txmcorrect.background.known import Known, kind_of
 from txmcorrect.background.stack import stack_condition
-from txmcorrect.background.windows import Known, make_stack
+from txmcorrect.background.windows import make_stack
 from txmcorrect.diffusion.denoiser import Noise
 from txmcorrect.diffusion.samplers import SAMPLERS
 from txmcorrect.diffusion.schedules import subsequence
@@ -24,8 +27,20 @@ ToLog = Callable[[torch.Tensor], torch.Tensor]
 """What the network generated `(b, h, w)` -> natural logarithm of counts."""
 Look = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
 """Frame numbers `(b,)` -> what the network sees of them, and how to read its answer."""
-Conditions = tuple[Look, ...]
-"""All looks at a frame: with each of its partners, or a single one at the window around it."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All `looks` at a frame: with each of its partners, or a single one at the window around it.
+
+    `worth`: share of what the network says that is taken. `spread`: factor on the samples' own
+    deviation. Both were measured after the training (`training.calibrate`).
+    """
+
+    looks: tuple[Look, ...]
+    worth: float = 1.0
+    spread: float = 1.0
+
 
 LONG_SCAN = 64  # frames; longer scans pair frames further apart, to see more of the sample move
 BATCH = 8  # fixed and padded: convolutions give other last bits at other batch sizes
@@ -71,17 +86,23 @@ def pair_conditions(
 
         return look
 
-    return tuple(look_with(rank) for rank in range(count))
+    return Conditions(tuple(look_with(rank) for rank in range(count)))
 
 
-def stack_conditions(known: Known) -> Conditions:
-    """Each frame with the window around it and the scan's references."""
+def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Conditions:
+    """Each frame with the window around it and the scan's references.
+
+    `extra` of the model's specification holds its calibration, where it has one.
+    """
+    base = find_base(known)
+    kind = kind_of(known)
+    worth, spread = ((extra or {}).get(name, {}).get(kind, 1.0) for name in ("worth", "spread"))
 
     def look(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
-        cond, basis = stack_condition(make_stack(known, targets))
+        cond, basis = stack_condition(make_stack(known, base, targets))
         return cond, basis.log_counts
 
-    return (look,)
+    return Conditions((look,), worth, spread)
 
 
 def generate(
@@ -105,14 +126,17 @@ def generate(
     mean_draw = replace(draw, sampler="ddim", steps=1, samples=1)
     means, stds = [], []
     for batch, keep in batches_of(targets):
-        samples = draw_samples(model, conditions, batch, draw)
+        samples = draw_samples(model, conditions.looks, batch, draw)
         if draw.samples == 1:
             mean = samples[0]
         else:
-            looks = [draw_samples(model, (look,), batch, mean_draw)[0] for look in conditions]
-            mean = torch.stack(looks).quantile(0.5, 0)
+            answers = [
+                draw_samples(model, (look,), batch, mean_draw, conditions.worth)[0]
+                for look in conditions.looks
+            ]
+            mean = torch.stack(answers).quantile(0.5, 0)
         means.append(mean[:keep])
-        stds.append(_shape_spread(samples, mean)[:keep])
+        stds.append(conditions.spread * _shape_spread(samples, mean)[:keep])
         progress(sum(map(len, means)), k)
     return torch.cat(means).numpy(), torch.cat(stds).numpy()
 
@@ -137,11 +161,16 @@ def batches_of(targets: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], in
 
 @torch.inference_mode()
 def draw_samples(
-    model: Model, conditions: Conditions, targets: NDArray[np.intp], draw: Draw
+    model: Model,
+    looks: tuple[Look, ...],
+    targets: NDArray[np.intp],
+    draw: Draw,
+    worth: float = 1.0,
 ) -> torch.Tensor:
     """Samples `(s, b, h, w)` of the log background of frames `targets` `(b,)`, on the CPU.
 
-    Partners take turns, so that the spread holds what depends on them.
+    Partners take turns, so that the spread holds what depends on them. `worth`: share of what is
+    generated that is added to the base.
 
     Raises
     ------
@@ -151,7 +180,7 @@ def draw_samples(
     sampler = SAMPLERS[draw.sampler]
     if draw.sampler == "ddim" and draw.samples > 1:
         sampler = partial(sampler, eta=1.0)  # type: ignore[call-arg]
-    seen = [look(targets) for look in conditions[: draw.samples]]
+    seen = [look(targets) for look in looks[: draw.samples]]
     drawn = []
     for sample in range(draw.samples):
         cond, to_log = seen[sample % len(seen)]
@@ -159,7 +188,7 @@ def draw_samples(
         noise = Noise(draw.seed, sample)
         x = noise.start((len(cond), 1, *cond.shape[2:]), float(sigmas[0]), like=cond)
         x0 = sampler(model.denoiser, x, sigmas, cond, noise=noise)
-        drawn.append(to_log(x0[:, 0].float().cpu()))
+        drawn.append(to_log(worth * x0[:, 0].float().cpu()))
     return torch.stack(drawn)
 
 

@@ -19,6 +19,10 @@ from txmcorrect.background.scale import LEAST
 from txmcorrect.background.survey import Survey
 
 LIT_FRACTION = 0.08
+BLOCKS = 8  # of a side, over which what is left of a frame is summed up
+COVERED = (
+    0.5  # natural log; a frame darker than its background by more shows a sample, not the beam
+)
 LEAK_FRAMES = 2  # with fewer key frames a common background cannot be told from the sample
 
 
@@ -56,9 +60,38 @@ def flag_frames(
     bits[[spread_rms(s, lit) > UNCERTAIN_LIMIT for s in std]] |= np.uint32(Flag.UNCERTAIN)
     nearest = np.abs(np.arange(n)[:, None] - keys[None]).argmin(1)
     flag = survey.flag | bits[nearest]
+    left = np.stack([log_small[i] - interpolate(fields, keys, jumps, i) for i in range(n)])
+    flag[odd_frames(left, lit, survey.usable)] |= np.uint32(Flag.ODD_BACKGROUND)
     for i in np.flatnonzero(survey.usable):
-        shadow = log_small[i] - interpolate(fields, keys, jumps, int(i)) < np.log(LIT_FRACTION)
+        shadow = left[i] < np.log(LIT_FRACTION)
         if shadow[lit].mean() > DARK_SHARE:
             flag[i] |= np.uint32(Flag.PARTLY_DARK)
     flag[jumps] |= np.uint32(Flag.JUMP)
     return flag, leak
+
+
+def odd_frames(
+    left: NDArray[np.float32], lit: NDArray[np.bool_], usable: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Frames `(n,)` whose background fits them much worse than the others' do.
+
+    `left` `(n, h, w)`: log of frame over background. Medians over blocks are blind to small objects;
+    what is large and in most frames is usual; a frame that is dark all over is covered, and its
+    background comes from its neighbours.
+    """
+    if usable.sum() < LEAK_FRAMES + 1 or not lit.any():
+        return np.zeros(len(left), bool)
+    values = np.where(lit, left, np.nan)
+    sides = [np.array_split(np.arange(size), min(BLOCKS, size)) for size in lit.shape]
+    blocks = [
+        values[:, y[0] : y[-1] + 1, x[0] : x[-1] + 1].reshape(len(left), -1)
+        for y in sides[0]
+        for x in sides[1]
+        if lit[np.ix_(y, x)].any()
+    ]
+    medians = np.stack([np.nanmedian(block, 1) for block in blocks], 1)
+    level = np.median(medians, 1)
+    misfit = np.sqrt(((medians - level[:, None]) ** 2).mean(1))
+    odd = np.zeros(len(left), bool)
+    odd[usable] = odd_ones(misfit[usable].astype(np.float64))
+    return odd & (np.abs(level - np.median(level[usable])) < COVERED)

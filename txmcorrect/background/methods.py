@@ -155,8 +155,8 @@ def sample_background(
     several = replace(draw, samples=count)
     keys, spread = background.keys, []
     for batch, keep in batches_of(keys):
-        samples = draw_samples(model, background.conditions, batch, several)[:, :keep]
-        spread.append((samples - samples.mean(0)).numpy())
+        samples = draw_samples(model, background.conditions.looks, batch, several)[:, :keep]
+        spread.append(background.conditions.spread * (samples - samples.mean(0)).numpy())
     small = np.concatenate(spread, 1)
     out = np.empty((count, len(background.amplitude), *background.lit.shape), np.float32)
     for frame, key in enumerate(_nearest_keys(background)):

@@ -28,9 +28,9 @@ from txmcorrect.background.estimate import (
 )
 from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
+from txmcorrect.background.known import known_scan
 from txmcorrect.background.scale import Reference, amplitudes, anchor, steady_levels
 from txmcorrect.background.survey import Survey, scan_dark, survey_scan
-from txmcorrect.background.windows import known_scan
 from txmcorrect.scan import Array, Scan
 from txmcorrect.team import InMemory, Pieces
 from txmcorrect.weights import Model
@@ -157,7 +157,7 @@ def _conditions(
     """What the model sees of a frame."""
     photons = survey.photons * survey.factor**2
     if model.spec.condition == "stack":
-        return stack_conditions(known_scan(survey, references, exposure))
+        return stack_conditions(known_scan(survey, references, exposure), model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 
 

@@ -24,6 +24,10 @@ LEAST_LIGHT = 1.0  # counts above dark; a frame has no light where fewer pixels 
 LIGHT_SHARE = 0.1  # of all have as much
 LEAST_SHARE = 0.05  # of the scan's usual brightness: a beam dump, where no dark tells
 SATURATED_SHARE = 0.01
+TOP, TOP_SHARE = (
+    3e-4,
+    0.2,
+)  # of the largest value; of the pixels: noise spreads an honest frame wider
 BYTES_PER_PIXEL = 8.0  # a block in its own type; single frames of it become float32
 UNIT = 32  # frames looked at in one piece of work
 NOISE_FRAMES = 64
@@ -178,9 +182,16 @@ def _judge(raw: Array, counts: Image) -> int:
     some = counts[..., ::4]
     if np.count_nonzero(some >= LEAST_LIGHT) < LIGHT_SHARE * some.size:
         return bits | Flag.NO_LIGHT
-    if raw.dtype.kind == "u" and (raw == np.iinfo(raw.dtype).max).mean() > SATURATED_SHARE:
+    full = raw.dtype.kind == "u" and (raw == np.iinfo(raw.dtype).max).mean() > SATURATED_SHARE
+    if full or _clipped(some):
         bits |= Flag.SATURATED
     return bits
+
+
+def _clipped(counts: Image) -> bool:
+    """Whether many pixels share the largest value: a detector that is full below its type's maximum."""
+    top = float(np.quantile(counts, 0.99))
+    return top > 0 and float((np.abs(counts - top) < TOP * top).mean()) > TOP_SHARE
 
 
 def _never_changing(

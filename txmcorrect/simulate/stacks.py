@@ -18,8 +18,8 @@ from txmcorrect.simulate.fields import Image, Shape
 from txmcorrect.simulate.samples import SAMPLES, Spheres, contrast
 from txmcorrect.simulate.scans import FLATS, stream
 
-TARGETS = 4  # of one scan
-MOST_FRAMES = 12
+TARGETS = 8  # of one scan
+MOST_FRAMES = 14
 DRIFT = (0.005, 0.25)  # over the whole scan, of which the drawn frames may be a part
 SAMPLE_SHARES = {"sparse": 0.4, "dense": 0.25, "film": 0.15, "turning": 0.2}
 REFERENCE_SHARES = {

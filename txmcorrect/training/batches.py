@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import LOG_SCALE, Basis, pair_condition
-from txmcorrect.background.stack import bank_modes, stack_condition
-from txmcorrect.background.windows import Known, joined, make_stack
+from txmcorrect.background.known import Known, level_with
+from txmcorrect.background.stack import Stack, stack_condition
+from txmcorrect.background.windows import joined, make_stack
 from txmcorrect.config import DataSettings, TrainSettings
 from txmcorrect.diffusion.patches import draw_patches
 from txmcorrect.simulate.draws import PairBatch, draw_pairs
@@ -22,7 +24,7 @@ from txmcorrect.training.harvest import Harvest
 
 UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would be arbitrary
 PATCHES_PER_IMAGE = 4
-MOST = 10.0  # scales that a target departs from the base; few do, and they would rule the loss
+MOST = 5.0  # scales that a target departs from the base; few do, and they would rule the loss
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def make_batch(drawn: PairBatch) -> TrainBatch:
 
 def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
     """Scans with references and truth -> batch of all their targets."""
-    stack = joined([make_stack(known_of(scan), scan.targets) for scan in scans])
+    stack = joined([_make_stack(scan) for scan in scans])
     truth = torch.from_numpy(np.concatenate([s.background[s.targets] for s in scans]))
     lit = torch.from_numpy(np.stack([s.lit for s in scans for _ in s.targets]))
     cond, basis = stack_condition(stack)
@@ -86,6 +88,11 @@ def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
         basis.scale,
         scale * cond[:, :2].sinh(),
     )
+
+
+def _make_stack(scan: DrawnScan) -> Stack:
+    known = known_of(scan)
+    return make_stack(known, find_base(known), scan.targets)
 
 
 def make_sample_batch(
@@ -121,8 +128,10 @@ def known_of(scan: DrawnScan) -> Known:
     ]
     bank = None
     if scan.bank is not None:
-        gain = torch.from_numpy(scan.bank_exposure).float() if scan.flats_known else None
-        bank = bank_modes(torch.from_numpy(np.ascontiguousarray(scan.bank)), gain)
+        gain = scan.bank_exposure if scan.flats_known else 0.0 * scan.bank_exposure
+        bank = (scan.bank * np.exp(-gain)[:, None, None]).astype(np.float32)
+        if not scan.flats_known:
+            bank = level_with(bank, flats[0])
     return Known(
         frames=scan.frames,
         usable=np.ones(len(scan.frames), bool),

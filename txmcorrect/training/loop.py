@@ -46,7 +46,10 @@ def draw_levels(
         sigma = torch.exp(1.2 * torch.special.ndtri(middle) - 0.5).clamp(sigmas[0], sigmas[-1])
     else:
         sigma = sigmas[(place * len(sigmas)).long()]
-    sigma = sigma.float()
+    top = (
+        place * 7919
+    ) % 1 < settings.diffusion.top_share  # the digits that even levels leave free
+    sigma = torch.where(top, sigmas[-1], sigma).float()
     dropped = torch.rand(count, generator=noise.generator(3)) < settings.diffusion.uncon_ratio
     return sigma, noise.normal_like(batch.x0), (~dropped).float()
 

@@ -1,0 +1,158 @@
+"""Frames and references of one scan -> its background without any network, and how sure that is.
+
+Every reference setting is the same fit (`drift`) with other modes: components of a bank, the change
+from before to after, the reference moved, broad cosines. Without references the reference is the
+median of the frames themselves, which steady cosines put right where samples were in the way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from txmcorrect.background.drift import BENT, DRIFTING, MOVING, SLOW, STEADY, Fit, Group, fit_drift
+from txmcorrect.background.keyframes import interpolate
+from txmcorrect.background.known import Known
+from txmcorrect.background.scale import LEAST
+
+Image = NDArray[np.float32]
+
+MOST_FRAMES = 96  # fitted; others lie between
+LEAST_LIGHT = 0.1  # of the bright end; darker cells are not fitted
+FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
+BROAD = 0.03  # natural log: the drift that a single reference is expected to have seen
+SHIFT = 0.01  # of the long side
+SMOOTH_CELLS = 1.5  # what moves is the illumination; the detector's pattern does not
+COMPONENTS = 12  # of a bank
+ORDERS, FINE_ORDERS = 6, 12  # half periods of cosines over the frame
+
+
+@dataclass(frozen=True)
+class Base:
+    """Log background `(n, h, w)` of every frame, natural log counts on the working grid; `std`
+    `(n, h, w)` of its shape; `lit` `(h, w)`; `jumps`: first frames after a jump.
+    """
+
+    fields: Image
+    std: Image
+    lit: NDArray[np.bool_]
+    jumps: tuple[int, ...]
+
+
+def find_base(known: Known) -> Base:
+    """Fit the drift of a scan from whatever is known; levels follow recorded exposures."""
+    chosen = np.flatnonzero(known.usable)
+    if len(chosen) > MOST_FRAMES:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_FRAMES).round().astype(int)]
+    lit = _lit(known)
+    logs = log_counts(known.frames, lit)
+    exposure = known.log_exposure
+    gain = np.zeros(len(logs)) if exposure is None else exposure
+    logs = logs - gain.astype(np.float32)[:, None, None]
+    reference, groups = _reference(known, logs[chosen], lit)
+    fit = fit_drift(logs[chosen] - reference, lit, groups)
+    change, std = _everywhere(fit, chosen, len(logs))
+    fields = reference + change
+    if not known.absolute:
+        fields = fields + _levels(logs - fields, lit, exposure is not None)
+    jumps = tuple(int(chosen[j]) for j in fit.jumps)
+    return Base((fields + gain[:, None, None]).astype(np.float32), std, lit, jumps)
+
+
+def _lit(known: Known) -> NDArray[np.bool_]:
+    mean = known.frames[known.usable].mean(0)
+    return np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
+
+
+def log_counts(counts: Image, lit: NDArray[np.bool_]) -> Image:
+    """Natural log, floored well below what is lit; `(..., h, w)`."""
+    floor = FLOOR * np.median(counts[..., lit]) if lit.any() else 0.0
+    return np.log(np.maximum(counts, max(floor, LEAST))).astype(np.float32)
+
+
+def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image, list[Group]]:
+    """What the background is compared with, and the ways in which it may depart from that."""
+    first, last = (None if x is None else log_counts(x, lit) for x in (known.before, known.after))
+    if first is not None and last is not None:
+        middle, half = (first + last) / np.float32(2), (last - first) / np.float32(2)
+        ends = Group(half[None], SLOW, 1.0, 1.0, 1.0)  # as it is: the line from one to the other
+        if known.bank is not None:
+            components = principal(log_counts(known.bank, lit), lit)[1]
+            return middle, [ends, Group(components, BENT, 0.5)]
+        size = half[lit].std() if lit.any() else np.float32(0)
+        bent = Group(size * cosines(lit.shape, ORDERS), BENT, 0.3, most=1.0)
+        return middle, [ends, bent, Group(moved(middle, lit), BENT, 0.3, most=1.0)]
+    if known.bank is not None:
+        mean, components = principal(log_counts(known.bank, lit), lit)
+        groups = [Group(components, SLOW, 1.5, 0.3)]
+        if first is not None:  # the detector may have changed since the bank was taken
+            groups.append(Group((first - mean)[None], SLOW, most=1.5))
+        return mean, groups
+    broad = np.float32(BROAD)
+    if first is not None:
+        slow = Group(broad * cosines(lit.shape, ORDERS), DRIFTING)
+        return first, [slow, Group(moved(first, lit), DRIFTING)]
+    level = np.median(logs[:, lit], 1)[:, None, None] if lit.any() else np.zeros((1, 1, 1))
+    median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
+    return median, [
+        Group(broad * cosines(lit.shape, FINE_ORDERS), STEADY, 3.0, most=20.0),
+        Group(broad * cosines(lit.shape, ORDERS // 2), MOVING),
+        Group(moved(median, lit), MOVING),
+    ]
+
+
+def _levels(left: Image, lit: NDArray[np.bool_], exposed: bool) -> Image:
+    """Level of each frame `(n, 1, 1)`: of its lit median, or one for all where exposures are known."""
+    if not lit.any():
+        return np.zeros((len(left), 1, 1), np.float32)
+    level = np.median(left[:, lit], 1)
+    if exposed:
+        level = np.full_like(level, np.median(level))
+    return level[:, None, None]
+
+
+def _everywhere(fit: Fit, chosen: NDArray[np.intp], count: int) -> tuple[Image, Image]:
+    """Change and std at all frames, linear between those fitted, never across a jump."""
+    jumps = chosen[list(fit.jumps)]
+    frames = range(count)
+    return (
+        np.stack([interpolate(fit.change, chosen, jumps, i) for i in frames]).astype(np.float32),
+        np.stack([interpolate(fit.std, chosen, jumps, i) for i in frames]).astype(np.float32),
+    )
+
+
+def principal(bank: Image, lit: NDArray[np.bool_]) -> tuple[Image, Image]:
+    """Mean `(h, w)` and components `(k, h, w)` of log references `(m, h, w)`, as large as their spread."""
+    mean = bank.mean(0)
+    change = bank - mean
+    flat = (change * lit).reshape(len(bank), -1).astype(np.float64)
+    vectors = np.linalg.eigh(flat @ flat.T)[1][:, ::-1]
+    count = min(COMPONENTS, len(bank) - 1)
+    images = np.tensordot(vectors[:, :count].T, change, 1) / math.sqrt(max(len(bank) - 1, 1))
+    return mean, images.astype(np.float32)
+
+
+def cosines(shape: tuple[int, ...], most: int) -> Image:
+    """Cosines of up to `most` half periods along the long side `(k, h, w)`, the slower the larger."""
+    h, w = shape
+    y, x = ((np.arange(n) + 0.5) * np.pi / n for n in (h, w))
+    waves = []
+    for i in range(h):
+        for j in range(w):
+            order = math.hypot(i * max(shape) / h, j * max(shape) / w)
+            if 0 < order <= most:
+                waves.append(np.outer(np.cos(i * y), np.cos(j * x)) / (1 + (order / 2.5) ** 2))
+    return np.array(waves, np.float32).reshape(-1, h, w)
+
+
+def moved(log_image: Image, lit: NDArray[np.bool_]) -> Image:
+    """Change of a log image that moves along y and x by `SHIFT` of its long side: `(2, h, w)`."""
+    filled = np.where(lit, log_image, np.median(log_image[lit]) if lit.any() else 0)
+    smooth = gaussian_filter(filled, SMOOTH_CELLS)
+    h, w = smooth.shape
+    slopes = [np.gradient(smooth, axis=a) if n > 1 else 0 * smooth for a, n in ((0, h), (1, w))]
+    return (SHIFT * max(h, w) * np.stack(slopes)).astype(np.float32)

@@ -1,0 +1,323 @@
+"""How the background changed through a scan: one robust fit to all its frames.
+
+In the logarithm background and sample add. The background of a frame is a reference plus modes
+with weights that change slowly in time; the sample is an outlier. What tells them apart are
+*steps*, differences between neighbouring cells of the working grid at several scales: steps of a
+sample are few and large, or differ from frame to frame, and at scales where they are many the fit
+sees their spread and believes them less. How far it believes a mode follows from how much the
+frames contradict each other about it; how large a group of modes is, from the evidence.
+
+Sources: eigen flats, Van Nieuwenhove et al. 2015; derivatives over many images, Weiss 2001; Cauchy's
+loss by reweighting, Holland and Welsch 1977; clustered variances, Liang and Zeger 1986; sizes of
+priors from the evidence, MacKay 1992.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+Array = NDArray[Any]
+
+OCTAVES = 4  # steps between cells, and between squares of 2, 4 and 8 cells
+ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
+CAUCHY = 1.5  # robust standard deviations at which a step counts half
+LEAST_WIDTH = 3e-4  # natural log
+NEW = 0.5  # of what a step tells is not told by steps of other scales beside it
+LEAST_BELIEF = 1e-4
+# How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods.
+COURSE = np.array([1.0, 1.0, 0.3, 0.15, 0.08, 0.05])
+STEADY, DRIFTING, SLOW = (0,), (0, 1, 2, 3), (0, 1, 2, 3, 4)
+MOVING, BENT = (1, 2, 3), (2, 3, 4)
+MOST_JUMPS = 2
+JUMP_EVIDENCE = 40.0  # chi squared beyond twice the number of modes
+LEAST_JUMP = 0.02  # rms, natural log
+
+
+@dataclass
+class Group:
+    """Modes whose size is found together.
+
+    Attributes
+    ----------
+    images : `(k, h, w)` natural log, each as large as it is expected to be. course : which parts of
+    `COURSE` their weights have. size, least, most : of all over what is expected.
+    weights : `(k, len(course))` once fitted, std likewise. jumps : `(k, j)`.
+    """
+
+    images: Image
+    course: tuple[int, ...]
+    size: float = 1.0
+    least: float = 0.01
+    most: float = 5.0
+    weights: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    std: Array = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def steady(self) -> bool:
+        return self.course == STEADY
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`change` `(n, h, w)`: background over the reference, natural log, of every frame; `std`
+    `(n, h, w)` of its shape, as far as the fit can tell; `jumps`: first frames after a jump.
+    """
+
+    change: Image
+    std: Image
+    jumps: tuple[int, ...]
+
+
+def steps_of(images: Image) -> Image:
+    """Differences of neighbours at all scales: `(..., h, w)` -> `(..., p)`."""
+    found = []
+    for level in _pyramid(images):
+        for axis in (-2, -1):
+            found.append(np.diff(level, axis=axis).reshape(*images.shape[:-2], -1))
+    return np.concatenate(found, -1)
+
+
+def _pyramid(images: Image) -> list[Image]:
+    levels = [images]
+    for _ in range(OCTAVES - 1):
+        levels.append(_halved(levels[-1]))
+    return levels
+
+
+def _halved(images: Image) -> Image:
+    """Means over 2 x 2 cells; the last row or column stands twice where it is alone."""
+    h, w = images.shape[-2:]
+    padded = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(0, h % 2), (0, w % 2)], mode="edge")
+    squares = padded.reshape(*images.shape[:-2], (h + 1) // 2, 2, (w + 1) // 2, 2)
+    return squares.mean((-3, -1), dtype=np.float32)
+
+
+def _lit_steps(lit: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """Steps between two squares that are lit throughout `(p,)`, and the octave of each `(p,)`."""
+    seen, octave = [], []
+    for k, level in enumerate(_pyramid(lit.astype(np.float32))):
+        whole = level > 0.99
+        for both in (whole[1:] & whole[:-1], whole[:, 1:] & whole[:, :-1]):
+            if k == 0:  # every other one: neighbours share their cells' noise
+                both &= np.indices(both.shape).sum(0) % 2 == 0
+            seen.append(both.ravel())
+            octave.append(np.full(both.size, k))
+    return np.concatenate(seen), np.concatenate(octave)
+
+
+def courses(count: int, at: Array | None = None, jumps: tuple[int, ...] = ()) -> Array:
+    """Parts of a weight's course at `count` frames `(n, len(COURSE) + j)`; `at` `(n,)` in 0..1."""
+    u = np.linspace(0, 1, count) if at is None else at
+    waves = [np.cos(np.pi * k * u) for k in range(2, len(COURSE))]
+    steps = [np.where(np.arange(count) >= j, 0.5, -0.5) for j in jumps]
+    return np.stack([np.ones(count), 2 * u - 1, *waves, *steps], 1)
+
+
+class _Steps:
+    """Steps of frames and modes, and how far each is believed."""
+
+    def __init__(self, logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> None:
+        seen, octave = _lit_steps(lit)
+        self.data = steps_of(logs)[:, seen].astype(np.float32)
+        self.octave = octave[seen]
+        self.modes = [steps_of(g.images)[:, seen].astype(np.float32) for g in groups]
+
+    def belief(self, left: Image) -> Image:
+        """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave."""
+        weight = np.empty_like(left)
+        for k in range(OCTAVES):
+            own = self.octave == k
+            if own.any():
+                some = np.abs(left[:: 1 + len(left) // 16, own])
+                width = np.float32(1.4826 * np.median(some[:, :: 1 + some.size // 30_000]))
+                width += LEAST_WIDTH
+                weight[:, own] = 1 / (width**2 + (left[:, own] / CAUCHY) ** 2)
+        return weight
+
+
+def fit_drift(logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> Fit:
+    """Fit the modes of `groups` to frames.
+
+    Parameters
+    ----------
+    logs : `(n, h, w)` natural log of frames over the reference. lit : `(h, w)`.
+    groups : steady ones and others; their sizes, weights and std are filled in.
+    """
+    fit = _Fitting(logs, lit, groups)
+    fit.rounds(ROUNDS, FREE_ROUNDS)
+    for _ in range(MOST_JUMPS):
+        jump = fit.next_jump()
+        if jump is None:
+            break
+        fit.add_jump(jump)
+        fit.rounds(ROUNDS // 2, 1)
+    return Fit(fit.change(), fit.std(), tuple(sorted(fit.jumps)))
+
+
+class _Fitting:
+    """The state of a fit: alternate between steady groups and those that move."""
+
+    def __init__(self, logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> None:
+        self.shape, self.lit = logs.shape, lit
+        self.groups = groups
+        self.steps = _Steps(logs, lit, groups)
+        self.course = courses(len(logs))
+        self.jumps: tuple[int, ...] = ()
+        for group in groups:
+            group.weights = np.zeros((len(group.images), len(group.course)))
+            group.std = np.zeros_like(group.weights)
+
+    def add_jump(self, jump: int) -> None:
+        """Let all moving groups jump there, by as much as they change otherwise."""
+        self.jumps = (*self.jumps, jump)
+        self.course = courses(self.shape[0], None, self.jumps)
+        for group in self.groups:
+            if not group.steady:
+                group.course = (*group.course, len(COURSE) + len(self.jumps) - 1)
+                group.weights = np.pad(group.weights, ((0, 0), (0, 1)))
+                group.std = np.pad(group.std, ((0, 0), (0, 1)))
+
+    def rounds(self, count: int, free: int) -> None:
+        turns = [[g for g in self.groups if g.steady], [g for g in self.groups if not g.steady]]
+        for number in range(count):
+            belief = self.steps.belief(self.left())
+            for turn in turns:
+                if turn:
+                    self._solve(turn, belief, number >= free)
+
+    def left(self) -> Image:
+        """Residual steps `(n, p)`."""
+        left = self.steps.data.copy()
+        for group, modes in zip(self.groups, self.steps.modes, strict=True):
+            left -= self._course_of(group).astype(np.float32) @ modes
+        return left
+
+    def _course_of(self, group: Group) -> Array:
+        """Weights at all frames `(n, k)`."""
+        return np.asarray(self.course[:, list(group.course)] @ group.weights.T)
+
+    def _modes(self, turn: list[Group]) -> Image:
+        """Steps of the modes of some groups, `(k, p)`."""
+        pairs = zip(self.groups, self.steps.modes, strict=True)
+        return np.concatenate([m for g, m in pairs if any(g is t for t in turn)])
+
+    def _solve(self, turn: list[Group], belief: Image, found: bool) -> None:
+        """One step of reweighted least squares on some groups; then, their sizes."""
+        modes = self._modes(turn)
+        score = _scores(modes, belief, self.left())
+        now = np.concatenate([self._course_of(g) for g in turn], 1)
+        parts = sorted({c for g in turn for c in g.course})
+        course = self.course[:, parts]
+        k, q = len(modes), len(parts)
+        if turn[0].steady:  # all frames at once
+            normal = ((modes * belief.sum(0)) @ modes.T).astype(np.float64)[None]
+            matrix, right = normal[0], normal[0] @ now[0] + score.sum(0)
+        else:
+            normal = _normals(modes, belief)
+            wanted = np.einsum("nkl,nl->nk", normal, now) + score
+            matrix = np.einsum("nq,nr,nkl->kqlr", course, course, normal, optimize=True)
+            matrix, right = matrix.reshape(k * q, k * q), (wanted.T @ course).ravel()
+        trust = _contradiction(normal, score) if found else np.full(k, NEW)
+        size = np.concatenate([self._expected(g, parts) for g in turn])
+        # A mode that is believed less is held by its prior as much more, instead.
+        prior = 1 / (size**2 * trust[:, None] + 1e-12)
+        inverse = np.linalg.inv(matrix + np.diag(prior.ravel()))
+        weights = (inverse @ right).reshape(k, q)
+        variance = np.diag(inverse).reshape(k, q) / trust[:, None]
+        start = 0
+        for group in turn:
+            rows = slice(start, start + len(group.images))
+            columns = [parts.index(c) for c in group.course]
+            group.weights = weights[rows][:, columns]
+            group.std = np.sqrt(variance[rows][:, columns])
+            if found:
+                _find_size(group, size[rows][:, columns])
+            start = rows.stop
+
+    def _expected(self, group: Group, parts: list[int]) -> Array:
+        """Prior standard deviations `(k, q)`; 0 where a group has no such part."""
+        course = np.append(COURSE, np.ones(len(self.jumps)))
+        row = [group.size * course[p] if p in group.course else 0.0 for p in parts]
+        return np.tile(row, (len(group.images), 1))
+
+    def next_jump(self) -> int | None:
+        """The frame before which all weights change at once, if that says much more of the frames."""
+        turn = [g for g in self.groups if not g.steady]
+        n = self.shape[0]
+        if not turn or n < 6:
+            return None
+        left = self.left()
+        belief, modes = self.steps.belief(left), self._modes(turn)
+        normal, score = _normals(modes, belief), _scores(modes, belief, left)
+        images = np.concatenate([g.images for g in turn])[:, self.lit]
+        basis = np.linalg.qr(self.course)[0]
+        best: tuple[float, int] | None = None
+        for jump in range(2, n - 1):
+            contrast = np.where(np.arange(n) >= jump, 0.5, -0.5)
+            contrast = contrast - basis @ (basis.T @ contrast)
+            if contrast @ contrast < 0.1:
+                continue
+            pull = contrast @ score
+            spread = score - np.outer(contrast, pull) / (contrast @ contrast)
+            trust = _contradiction(normal, spread)
+            matrix = np.einsum("n,nkl->kl", contrast**2, normal)
+            change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
+            evidence = float((trust * pull) @ change)
+            size = float((change @ images).std())
+            if size > LEAST_JUMP and evidence > 2 * len(images) + JUMP_EVIDENCE:
+                best = max(best or (0.0, 0), (evidence, jump))
+        return None if best is None else best[1]
+
+    def change(self) -> Image:
+        total = np.zeros(self.shape, np.float32)
+        for group in self.groups:
+            total += np.tensordot(self._course_of(group), group.images, 1).astype(np.float32)
+        return total
+
+    def std(self) -> Image:
+        """Modes and parts of their course taken for independent."""
+        variance = np.zeros(self.shape, np.float32)
+        for group in self.groups:
+            weights = self.course[:, list(group.course)] ** 2 @ (group.std**2).T
+            images = group.images - group.images[:, self.lit].mean(1)[:, None, None]
+            variance += np.tensordot(weights, images**2, 1).astype(np.float32)
+        return np.sqrt(variance)
+
+
+def _normals(modes: Image, belief: Image) -> Array:
+    """Normal matrix of every frame, `(n, k, k)`."""
+    return np.stack([(modes * weight) @ modes.T for weight in belief]).astype(np.float64)
+
+
+def _scores(modes: Image, belief: Image, left: Image) -> Array:
+    """How each frame would change each mode, `(n, k)`."""
+    return ((belief * left) @ modes.T).astype(np.float64)
+
+
+def _contradiction(normal: Array, score: Array) -> Array:
+    """How far each mode's normal equations are to be believed, `(k,)`, at most `NEW`.
+
+    Steps of one object point the same way, and frames in a row may show the same sample: scores of
+    whole frames vary more than independent steps would say.
+    """
+    n = len(score)
+    apart = score - score.mean(0)
+    variance = (apart**2).sum(0) * n / max(n - 1, 1)
+    if n > 3:
+        alike = (apart[1:] * apart[:-1]).sum(0) / ((apart**2).sum(0) + 1e-30)
+        alike = np.clip(alike + 1 / n, 0, 0.97)
+        variance = variance * (1 + alike) / (1 - alike)
+    expected = np.einsum("nkk->k", normal)
+    return np.asarray(np.clip(expected / (variance + 1e-30), LEAST_BELIEF, NEW))
+
+
+def _find_size(group: Group, prior: Array) -> None:
+    """MacKay's update: the spread of the weights over how many of them the frames determine."""
+    determined = np.maximum(1 - (group.std / prior) ** 2, 1e-3).sum()
+    spread = ((group.weights * group.size / prior) ** 2).sum() / determined
+    group.size = float(np.clip(np.sqrt(spread), group.least, group.most))

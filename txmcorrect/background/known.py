@@ -1,0 +1,119 @@
+"""What is known about a scan on the working grid: its frames, and references in order of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.scale import LEAST, Reference
+from txmcorrect.background.survey import Survey
+
+Image = NDArray[np.float32]
+COARSE = 4  # bin in which flats are compared
+ONE_MOMENT = 0.003  # flats whose shapes differ by less (rms log) were taken at one moment
+
+
+@dataclass(frozen=True)
+class Known:
+    """Frames and references of one scan on the working grid.
+
+    Attributes
+    ----------
+    frames : `(n, h, w)` counts above dark; usable : `(n,)`.
+    log_exposure : `(n,)` recorded exposure x current, None where it was not.
+    photons : per count and working pixel.
+    before, after : `(h, w)` counts of references at log exposure 0, or None; a single one is `before`.
+    place : `(n,)` from 0 at `before` to 1 at `after`.
+    bank : `(k, h, w)` counts of references of other moments, at log exposure 0, or None.
+    absolute : exposures of frames and references are recorded.
+    """
+
+    frames: Image
+    usable: NDArray[np.bool_]
+    log_exposure: NDArray[np.float64] | None
+    photons: float
+    before: Image | None = None
+    after: Image | None = None
+    place: NDArray[np.float64] | None = None
+    bank: Image | None = None
+    absolute: bool = False
+
+
+def known_scan(
+    survey: Survey, references: tuple[Reference, ...], exposure: NDArray[np.float64] | None
+) -> Known:
+    """Find what the references of a scan are: before, after, or a bank of many moments.
+
+    The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
+    exposure x current, None where it was not recorded.
+    """
+    n = len(survey.small)
+    before = after = bank = place = None
+    owner, bank_owner = None, None
+    for reference in reversed(references):
+        flats = _single_flats(reference, survey.factor)
+        early = np.ones(len(flats), bool) if reference.before is None else reference.before <= n / 2
+        if early.any() and not early.all() and owner is None:
+            before, after, owner = flats[early].mean(0), flats[~early].mean(0), reference
+            assert reference.before is not None
+            start, end = (float(reference.before[chosen].mean()) for chosen in (early, ~early))
+            place = np.clip((np.arange(n) + 0.5 - start) / (end - start), 0, 1)
+        elif _is_bank(flats):
+            bank, bank_owner = flats, reference
+        elif owner is None:
+            before, owner = flats.mean(0), reference
+    first = owner or bank_owner
+    absolute = first is not None and first.absolute and exposure is not None
+    if bank is not None and not (absolute and bank_owner is not None and bank_owner.absolute):
+        bank = level_with(bank, before)
+    return Known(
+        frames=survey.small,
+        usable=survey.usable,
+        log_exposure=first.log_exposure if absolute and first is not None else exposure,
+        photons=survey.photons * survey.factor**2,
+        before=before,
+        after=after,
+        place=place,
+        bank=bank,
+        absolute=absolute,
+    )
+
+
+def _single_flats(reference: Reference, factor: int) -> Image:
+    """Flats of a reference one by one on the working grid, `(k, h, w)`."""
+    if reference.flats is not None:
+        return np.maximum(reference.flats, LEAST)
+    small = bin_mean(torch.from_numpy(reference.counts)[None], factor).numpy()
+    return np.maximum(small, LEAST)
+
+
+def _is_bank(flats: Image) -> bool:
+    """Whether flats differ by more than noise: they saw the beam at different times."""
+    if len(flats) < 3:
+        return False
+    coarse = bin_mean(torch.from_numpy(flats), COARSE).numpy()
+    lit = coarse.mean(0) > 0.1 * np.quantile(coarse.mean(0), 0.95)
+    logs = np.log(coarse[:, lit])
+    logs = logs - logs.mean(1, keepdims=True)
+    return bool((logs - logs.mean(0)).std() > ONE_MOMENT)
+
+
+def level_with(bank: Image, reference: Image | None) -> Image:
+    """A bank whose members have the median level of `reference`, or of each other."""
+    logs = np.log(np.maximum(bank, LEAST))
+    level = np.median(logs, axis=(1, 2), keepdims=True)
+    wanted = (
+        np.median(level) if reference is None else np.median(np.log(np.maximum(reference, LEAST)))
+    )
+    return np.exp(logs - level + wanted).astype(np.float32)
+
+
+def kind_of(known: Known) -> str:
+    """Which of `stack.REFERENCES` a scan has: by what its fit rests on."""
+    if known.bank is not None:
+        return "bank"
+    return ("none", "one", "before-after")[(known.before is not None) + (known.after is not None)]
