@@ -56,12 +56,12 @@ def test_steps_are_blind_to_level_and_see_every_octave():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_known_modes_are_found_under_samples(seed):
-    """Thirty per cent of every frame covered by 33 % absorbers; 5 % drift found to 0.3 %."""
+    """Thirty per cent of every frame covered by 33 % absorbers; drift of 3-9 % found to 0.1 %."""
     rng = np.random.default_rng(seed)
     modes, change, logs = drifting(rng)
     fit = fit_drift(logs, LIT, [Group(modes, SLOW)])
-    assert shape_rms(change) > 0.03
-    assert shape_rms(fit.change - change) < 0.003
+    assert shape_rms(change) > 0.02
+    assert shape_rms(fit.change - change) < 0.001
     assert fit.jumps == ()
     stated = float(np.sqrt((fit.std**2).mean()))
     assert 0.2 < shape_rms(fit.change - change) / stated < 5

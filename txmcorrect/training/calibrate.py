@@ -24,9 +24,10 @@ from txmcorrect.training.batches import Batches
 from txmcorrect.training.validate import posterior_mean
 
 FIRST = 1000  # validation batches before these serve to watch the training
-SHARES = np.linspace(0, 1, 21)
+SHARES = np.linspace(0, 1, 21).round(2)
 STEPS, SAMPLES = 4, 4
 NORMAL_90 = 1.645
+NOISE = 0.01  # natural log: of 10,000 photons
 LEAST_SPREAD, MOST_SPREAD = 0.3, 6.0
 
 
@@ -46,8 +47,8 @@ def calibrate(
 ) -> Calibration:
     """Measure both on `batches` batches; kinds of references that none shows are left at 1.
 
-    The worth is the share that makes the geometric mean of the error smallest over items, so that
-    scans with small errors count as much as others.
+    The worth is the share that loses the fewest decibels to photon noise of `NOISE` alone: an error
+    well below it hardly counts, and one of many times as much does not outweigh all others.
     """
     data = Batches(settings, "validate")
     device = next(model.parameters()).device
@@ -62,15 +63,13 @@ def calibrate(
             if lit.sum() < 16:
                 continue
             truth, guess = (_shape(x[k, 0], lit) for x in (batch.x0, mean))
-            errors[name].append(
-                torch.tensor([float((truth - s * guess).square().mean()) for s in SHARES])
-            )
+            square = torch.stack([(truth - s * guess).square().mean() for s in SHARES])
+            errors[name].append((1 + square * (batch.scale[k] / NOISE) ** 2).log().cpu())
             found[name].append((truth, guess, std[k, 0][lit]))
     worth, spread = dict.fromkeys(REFERENCES, 1.0), dict.fromkeys(REFERENCES, 1.0)
     for name in REFERENCES:
         if errors[name]:
-            total = torch.stack(errors[name]).clamp_min(1e-8).log().mean(0)
-            worth[name] = float(SHARES[int(total.argmin())])
+            worth[name] = float(SHARES[int(torch.stack(errors[name]).mean(0).argmin())])
             spread[name] = _factor(found[name], worth[name])
     return Calibration(worth, spread)
 
