@@ -120,7 +120,8 @@ def test_a_peer_is_run_again_once_its_package_is_there(tmp_path, monkeypatch):
     scenes = bench.plan_scenes(PLAN)[:1]
     (first,) = bench.run_scenes(tmp_path, scenes, {}, ("basic",))
     assert first.skipped == "not yet" and first.unavailable
-    monkeypatch.setitem(bench.PEERS, "basic", bench.PEERS["stack-mean"])
+    mean = bench.PEERS["stack-mean"]
+    monkeypatch.setitem(bench.PEERS, "basic", lambda problem: mean(problem))
     for there in (False, True):
         monkeypatch.setattr(bench, "is_available", lambda name, there=there: there)
         (again,) = bench.run_scenes(tmp_path, scenes, {}, ("basic",))

@@ -20,11 +20,11 @@ from txmcorrect.baselines import (
     too_sure,
 )
 from txmcorrect.baselines.frames import pair_mean
-from txmcorrect.judge import checks, implants, scenes
+from txmcorrect.judge import implants, scenes
 from txmcorrect.judge import tomogram as tomography
-from txmcorrect.judge.checks import CHECKS, judge, trusted
 from txmcorrect.judge.failures import FAILURES, failure_places, plant_failures
 from txmcorrect.judge.trial import log_error, start_trial
+from txmcorrect.judge.verdict import CHECKS, CRITICAL, judge, trusted
 from txmcorrect.simulate import stream
 
 SMALL = (64, 64)
@@ -50,13 +50,13 @@ def finding(name, method, scene):
 
 
 def test_the_oracle_passes_every_critical_check(scene):
-    found = judge(knowing(scene), scene, checks.CRITICAL)
+    found = judge(knowing(scene), scene, CRITICAL)
     assert trusted(found)
     assert all(f.passed for f in found.values())
 
 
 def test_a_fresh_reference_passes_every_critical_check(fresh):
-    found = judge(PEERS["stale"], fresh, checks.CRITICAL)
+    found = judge(PEERS["stale"], fresh, CRITICAL)
     assert all(f.passed for f in found.values()), found
 
 

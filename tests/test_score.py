@@ -14,7 +14,7 @@ from txmcorrect.config import EvaluateSettings, UsageError
 from txmcorrect.errors import FormatError, ModelError, TxmError
 from txmcorrect.formats.write import Process, ResultWriter
 from txmcorrect.judge import recorded, scenes
-from txmcorrect.scoring import comparison, model, output, real, truth
+from txmcorrect.scoring import contest, model, output, real, truth
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.synthesize import write_bank, write_truth
 from txmcorrect.weights import Model, ModelSpec
@@ -255,11 +255,11 @@ def test_dead_and_hot_pixels_do_not_count_as_lit():
 
 @pytest.mark.slow
 def test_a_comparison_is_written_and_resumed(tmp_path, monkeypatch):
-    tiny = comparison.PLANS["quick"].settings[3]
+    tiny = contest.PLANS["quick"].settings[3]
     monkeypatch.setitem(
-        comparison.PLANS,
+        contest.PLANS,
         "quick",
-        comparison.PLANS["quick"].__class__(
+        contest.PLANS["quick"].__class__(
             (scenes.Setting(tiny.kind, references="fresh", shape=(32, 32)),), 1
         ),
     )
@@ -289,20 +289,20 @@ def test_a_table_is_brought_up_to_date_in_place(tmp_path):
 
 
 def test_unknown_methods_are_named():
-    with pytest.raises(TxmError, match=r"--methods: expected some of none, .*; got fancy"):
+    with pytest.raises(TxmError, match=r"--methods: expected some of peers, .*; got fancy"):
         score.run(EvaluateSettings(compare=True, methods="stale,fancy", model="none"))
 
 
 def test_a_model_that_was_named_must_exist(tmp_path, caplog):
     with pytest.raises(ModelError):
-        comparison.models(EvaluateSettings(compare=True, model=str(tmp_path / "no.safetensors")))
+        contest.models(EvaluateSettings(compare=True, model=str(tmp_path / "no.safetensors")))
 
     def absent(*_):
         raise ModelError("none ships")
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(comparison, "load_model", absent)
-        assert comparison.models(EvaluateSettings(compare=True)) == {}
+        patch.setattr(contest, "load_model", absent)
+        assert contest.models(EvaluateSettings(compare=True)) == {}
     assert "peers are compared without it" in caplog.text
 
 

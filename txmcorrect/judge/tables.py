@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from txmcorrect.judge.bench import KINDS, Cell
-from txmcorrect.judge.checks import CHECKS, CRITICAL
 from txmcorrect.judge.statistics import (
     Interval,
     geometric_interval,
@@ -18,6 +17,7 @@ from txmcorrect.judge.statistics import (
     wins,
 )
 from txmcorrect.judge.trial import Finding
+from txmcorrect.judge.verdict import CHECKS, CRITICAL
 
 Group = dict[str, dict[str, list[Cell]]]  # setting -> method -> cells
 
