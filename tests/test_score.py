@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -274,6 +275,54 @@ def test_a_comparison_is_written_and_resumed(tmp_path, monkeypatch):
     score.run(settings)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "b" / "cells").rglob("*.json")}
     assert len(before) == 2
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_cells(tmp_path):
+    def cells(jobs):
+        settings = EvaluateSettings(
+            compare=True,
+            methods="stack-mean,oracle",
+            model="none",
+            seeds=1,
+            jobs=jobs,
+            out=tmp_path / str(jobs),
+            quiet=True,
+        )
+        prepared = contest.prepare(settings)
+        contest.fill(settings, prepared, lambda *_: None)
+        return {
+            (c.setting, c.seed, c.method): vars(replace(c, seconds=0)) for c in prepared.cells()
+        }
+
+    alone, shared = cells(1), cells(2)
+    assert len(alone) == 8
+    # As text: nan differs from itself.
+    assert repr(sorted(alone.items())) == repr(sorted(shared.items()))
+
+
+def test_tables_are_made_of_all_current_cells(tmp_path, monkeypatch):
+    tiny = contest.Plan((scenes.Setting("film", references="fresh", shape=(32, 32)),), 2)
+    monkeypatch.setitem(contest.PLANS, "quick", tiny)
+
+    def run(methods, seeds):
+        settings = EvaluateSettings(
+            compare=True, methods=methods, model="none", seeds=seeds, out=tmp_path, quiet=True
+        )
+        prepared = contest.prepare(settings)
+        contest.fill(settings, prepared, lambda *_: None)
+        return [(c.method, c.seed) for c in prepared.cells()]
+
+    assert run("stale", 2) == [("stale", 0), ("stale", 1)]
+    assert run("oracle", 1) == [("stale", 0), ("oracle", 0), ("stale", 1)]
+
+
+def test_groups_of_methods_may_be_named():
+    ours, all_networks = {"model:x": None}, {"source0:y": None, "model:x": None}
+    assert contest.chosen("models", ours, all_networks) == ("model:x",)
+    assert contest.chosen("networks,stale,stale", ours, all_networks) == ("source0:y", "stale")
+    assert set(BAD) < set(contest.chosen("checks", ours, all_networks))
+    assert contest.chosen("", ours, all_networks) == ()
 
 
 def test_a_table_is_brought_up_to_date_in_place(tmp_path):

@@ -7,6 +7,7 @@ comparison takes any other beside them.
 from __future__ import annotations
 
 from txmcorrect.baselines import eigenflats, external, frames, references
+from txmcorrect.baselines.alarm import flags_all
 from txmcorrect.baselines.contract import (
     Estimate,
     Flats,
@@ -28,6 +29,7 @@ __all__ = [
     "NotApplicableError",
     "Problem",
     "correct",
+    "flags_all",
     "gain_error",
     "oracle",
     "over_smoothed",
@@ -53,7 +55,7 @@ PEERS: dict[str, Method] = {
     "basic": external.basic,
 }
 
-# Methods that every honest judge must catch; three more need the truth (below).
+# Methods that every honest judge must catch; four more need the truth (`knowing`, `alarm`).
 BAD: dict[str, Method] = {
     "bad:blur-division": frames.blur_division,
     "bad:erase-all": frames.erase_all,

@@ -20,6 +20,7 @@ from txmcorrect.baselines import (
     Method,
     MissingPackageError,
     NotApplicableError,
+    flags_all,
     gain_error,
     oracle,
     over_smoothed,
@@ -51,6 +52,7 @@ KNOWING: dict[str, Callable[..., Method]] = {
     "bad:gain-error": gain_error,
     "bad:over-smoothed": over_smoothed,
     "bad:too-sure": too_sure,
+    "bad:flags-all": flags_all,
 }
 
 Progress = Callable[[str, int, int], None]

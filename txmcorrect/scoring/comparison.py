@@ -101,13 +101,19 @@ def _draw_worst(methods: Mapping[str, list[Cell]], contest: Contest) -> Any:
 def _for_readme(settings: EvaluateSettings, cells: list[Cell]) -> str:
     """The newest comparison in short, with the command that made it."""
     groups = tables.group(cells)
-    seeds = len({(c.setting, c.seed) for c in cells})
+    scans = len({(c.setting, c.seed) for c in cells})
     plan = f"--plan {settings.plan}" if settings.real is None else "--real"
-    tested = dict.fromkeys(c.method for c in cells if c.method.startswith("model:"))
-    model = ", ".join(tested) or "none"
+    tested = dict.fromkeys(c.method for c in cells if tables.is_tested(c.method))
     note = (
-        f"`txmcorrect evaluate --compare {plan} --seed {settings.seed}`: {seeds} scans, model under "
-        f"test: {model}. Background error in per cent (noise-free, geometric mean over seeds); *in "
-        "parentheses*: the sample is not preserved, so it does not count."
+        f"`txmcorrect evaluate --compare {plan} --seed {settings.seed}`: {scans} scans, under test: "
+        f"{', '.join(tested) or 'no model'}. Background error in per cent (noise-free, geometric mean "
+        "over seeds); *in parentheses*: the sample is not preserved, so it does not count; n: ran on "
+        "fewer seeds than others."
     )
-    return "\n\n".join([note, tables.short_table(groups), tables.checks_table(cells)])
+    parts = [note, tables.short_table(groups)]
+    if against := tables.against_peers(groups):
+        parts += [
+            "Error over that of the best peer, seed by seed (95 % interval), and seeds won:",
+            against,
+        ]
+    return "\n\n".join([*parts, tables.checks_table(cells)])
