@@ -69,15 +69,17 @@ bench-tomo: install
 	mkdir -p bench
 	$(PY) tests/bench/tomogram.py --out bench/tomogram.json
 
-# Comparison with peers: minutes (quick), an hour or two on one core (core), a night (grid). The same
-# command goes on where it was interrupted; cells that are there are not run again. Peers of other
-# packages come in once `make peers` was run; a regression with
-# make bench-quality WITH="--regression runs/pair-regression/model.safetensors".
+# Comparison with peers: minutes (quick), an hour or two (core), a night (grid). The same command goes
+# on where it was interrupted; cells whose code is unchanged are not run again, so a changed model or
+# pipeline runs its own cells only. Peers of other packages come in once `make peers` was run; a
+# regression with make bench-quality WITH="--regression runs/pair-regression/model.safetensors"; less
+# with WITH="--seeds 3 --methods models". JOBS processes share the scans.
+JOBS ?= $(shell nproc)
 NABU := $(CURDIR)/.peers/nabu/bin/python
 BASIC := $(CURDIR)/.peers/basic/bin/python
 COMPARE := OMP_NUM_THREADS=1 \
   $(if $(wildcard $(NABU)),TXMCORRECT_NABU_PYTHON=$(NABU)) \
-  $(if $(wildcard $(BASIC)),TXMCORRECT_BASIC_PYTHON=$(BASIC)) $(TXM) evaluate --compare
+  $(if $(wildcard $(BASIC)),TXMCORRECT_BASIC_PYTHON=$(BASIC)) $(TXM) evaluate --compare --jobs $(JOBS)
 
 bench-quick: install
 	$(COMPARE) --plan quick --out bench/quick $(WITH)

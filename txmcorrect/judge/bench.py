@@ -167,14 +167,14 @@ def plan_tasks(
     """Who runs where.
 
     `only` : names of methods; all where empty. `slow_seeds` : scenes of each setting that slow methods
-    run on; None: all.
+    run on unless they are named in `only`; None: all.
     """
     wanted = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
     tasks = []
     count: Counter[str] = Counter()
     for name, seed, make in scenes:
         count[name] += 1
-        late = slow_seeds is not None and count[name] > slow_seeds
+        late = slow_seeds is not None and count[name] > slow_seeds and not only
         names = tuple(n for n in wanted if not (late and is_slow(n)))
         tasks.append(Task(name, seed, make, names))
     return tasks

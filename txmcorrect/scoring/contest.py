@@ -25,6 +25,7 @@ from txmcorrect.judge.bench import (
     Plan,
     Scenes,
     Task,
+    is_slow,
     iterate_settings,
     known_cells,
     plan_scenes,
@@ -146,7 +147,7 @@ def rivals(settings: EvaluateSettings) -> dict[str, Method]:
 def chosen(
     wanted: str, ours: Mapping[str, Method], candidates: Mapping[str, Method]
 ) -> tuple[str, ...]:
-    """Names given by --methods, checked: methods, or groups of them.
+    """Names given by --methods, checked: methods, or groups of them; slow peers by their own names.
 
     Raises
     ------
@@ -154,7 +155,7 @@ def chosen(
     """
     rival = tuple(n for n in candidates if n not in ours)
     groups: dict[str, tuple[str, ...]] = {
-        "peers": tuple(PEERS),
+        "peers": tuple(n for n in PEERS if not is_slow(n)),
         "models": tuple(ours),
         "networks": rival,
         "checks": (*KNOWING, *BAD),
