@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -86,6 +86,10 @@ bench-quick: install
 
 bench-quality: install
 	$(COMPARE) --plan core --out bench/core --readme README.md $(WITH)
+
+# Large and odd frames: 1024 x 1024, 250 x 330, 2 x 640.
+bench-shapes: install
+	$(COMPARE) --plan shapes --out bench/shapes $(WITH)
 
 bench-grid: install
 	$(COMPARE) --plan grid --out bench/grid $(WITH)

@@ -38,9 +38,8 @@ def run(settings: EvaluateSettings) -> Result:
         fill(settings, contest, progress)
         bar.update(task, completed=len(contest.run), description="done")
     cells = contest.cells()
-    outputs = _write(settings, contest, cells)
-    if settings.readme is not None:
-        outputs.append(replace_between(settings.readme, "compare", _for_readme(settings, cells)))
+    outputs = _write_tables(settings, contest, cells)
+    outputs += _write_pictures(contest, cells)
     if settings.real is not None:
         methods = _raw_methods(contest.candidates, contest.only)
         outputs += score_real(settings, settings.real, folder, methods)
@@ -62,13 +61,23 @@ def _raw_methods(candidates: Mapping[str, Method], only: tuple[str, ...]) -> dic
     return {name: m for name, m in everything.items() if not only or name in only}
 
 
-def _write(settings: EvaluateSettings, contest: Contest, cells: list[Cell]) -> list[Path]:
-    """Write what the cells say; pictures show the worst cell of each setting."""
-    folder, groups = contest.folder, tables.group(cells)
+def _write_tables(settings: EvaluateSettings, contest: Contest, cells: list[Cell]) -> list[Path]:
+    """Write what the cells say, in full and, if asked for, in short into another text."""
     body = {"settings": contest.about, "results": tables.to_json(cells)}
     text = tables.markdown(cells)
-    page = Page("Comparison of background corrections", subtitle=tables.LEGEND.replace("*", ""))
+    folder = contest.folder
     outputs = [write_text(folder / "table.md", text), write_json(folder / "results.json", body)]
+    if settings.readme is not None:
+        outputs.append(replace_between(settings.readme, "compare", _for_readme(settings, cells)))
+    say(settings, json_text(body) if settings.json_output else text)
+    return outputs
+
+
+def _write_pictures(contest: Contest, cells: list[Cell]) -> list[Path]:
+    """Draw errors by method and octave, preservation by size, and the worst cell of each setting."""
+    folder, groups = contest.folder, tables.group(cells)
+    page = Page("Comparison of background corrections", subtitle=tables.LEGEND.replace("*", ""))
+    outputs = []
     drawn = {"errors.png": figures.draw_errors(groups)}
     for setting, methods in groups.items():
         drawn[f"octaves_{setting}.png"] = figures.draw_octaves(methods, setting)
@@ -80,7 +89,6 @@ def _write(settings: EvaluateSettings, contest: Contest, cells: list[Cell]) -> l
         outputs.append(write_png(figure, folder / name))
         page.figure(figure, name.removesuffix(".png").replace("_", " "))
     outputs.append(page.write(folder / "report.html"))
-    say(settings, json_text(body) if settings.json_output else text)
     return outputs
 
 
