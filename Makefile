@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -69,21 +69,27 @@ bench-tomo: install
 	mkdir -p bench
 	$(PY) tests/bench/tomogram.py --out bench/tomogram.json
 
-# Comparison with peers: minutes (quick), an hour or two on one core (core), a night (grid). The same
-# command goes on where it was interrupted; cells that are there are not run again. Peers of other
-# packages come in once `make peers` was run; a regression with
-# make bench-quality WITH="--regression runs/pair-regression/model.safetensors".
+# Comparison with peers: minutes (quick), an hour or two (core), a night (grid). The same command goes
+# on where it was interrupted; cells whose code is unchanged are not run again, so a changed model or
+# pipeline runs its own cells only. Peers of other packages come in once `make peers` was run; a
+# regression with make bench-quality WITH="--regression runs/pair-regression/model.safetensors"; less
+# with WITH="--seeds 3 --methods models". JOBS processes share the scans.
+JOBS ?= $(shell nproc)
 NABU := $(CURDIR)/.peers/nabu/bin/python
 BASIC := $(CURDIR)/.peers/basic/bin/python
 COMPARE := OMP_NUM_THREADS=1 \
   $(if $(wildcard $(NABU)),TXMCORRECT_NABU_PYTHON=$(NABU)) \
-  $(if $(wildcard $(BASIC)),TXMCORRECT_BASIC_PYTHON=$(BASIC)) $(TXM) evaluate --compare
+  $(if $(wildcard $(BASIC)),TXMCORRECT_BASIC_PYTHON=$(BASIC)) $(TXM) evaluate --compare --jobs $(JOBS)
 
 bench-quick: install
 	$(COMPARE) --plan quick --out bench/quick $(WITH)
 
 bench-quality: install
 	$(COMPARE) --plan core --out bench/core --readme README.md $(WITH)
+
+# Large and odd frames: 1024 x 1024, 250 x 330, 2 x 640.
+bench-shapes: install
+	$(COMPARE) --plan shapes --out bench/shapes $(WITH)
 
 bench-grid: install
 	$(COMPARE) --plan grid --out bench/grid $(WITH)

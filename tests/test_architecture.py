@@ -19,6 +19,7 @@ FOUNDATION = {
     "team",
     "formats",
     "matching",
+    "memo",
 }
 FOUNDATION |= {"physics", "metrics"}
 ALGORITHMS = {"diffusion", "stitch", "recon", "baselines", "simulate"}

@@ -95,7 +95,8 @@ def test_tables_show_who_fails_and_whose_flatness_does_not_count(cells):
 def test_the_table_of_checks_tells_what_was_caught(cells):
     text = tables.checks_table(cells[1])
     row = {line.split("|")[1].strip(): line for line in text.splitlines()[2:]}
-    assert "| 2/2 | 2/2 |" in row["preservation"] and "erase-all 2/2" in row["preservation"]
+    assert "| 2/2 | 2/2 | erase-all 2/2 |" in row["preservation"]  # caught by what is meant for it
+    assert "erase-all 2/2" in row["null"].split("|")[-2]
     assert "| - | - |" in row["flags"]  # who knows the background does not know which are spoilt
     kept = [replace(c, method="bad:meek" if c.method == "oracle" else c.method) for c in cells[1]]
     meek = tables.checks_table([c for c in kept if c.method != "bad:erase-all"])
@@ -120,19 +121,23 @@ def test_a_peer_is_run_again_once_its_package_is_there(tmp_path, monkeypatch):
     scenes = bench.plan_scenes(PLAN)[:1]
     (first,) = bench.run_scenes(tmp_path, scenes, {}, ("basic",))
     assert first.skipped == "not yet" and first.unavailable
-    monkeypatch.setitem(bench.PEERS, "basic", bench.PEERS["stack-mean"])
+    mean = bench.PEERS["stack-mean"]
+    monkeypatch.setitem(bench.PEERS, "basic", lambda problem: mean(problem))
     for there in (False, True):
         monkeypatch.setattr(bench, "is_available", lambda name, there=there: there)
         (again,) = bench.run_scenes(tmp_path, scenes, {}, ("basic",))
         assert bool(again.findings) is there
 
 
-def test_slow_methods_run_on_the_first_seeds_only(tmp_path):
+def test_slow_methods_run_on_the_first_seeds_only():
     methods = {"source0:abc": bench.PEERS["none"]}
-    found = bench.run_scenes(
-        tmp_path, bench.plan_scenes(PLAN), methods, ("none", "source0:abc"), slow_seeds=1
+    scenes = bench.plan_scenes(PLAN)
+    few, named = (
+        bench.plan_tasks(scenes, methods, only, slow_seeds=1) for only in ((), ("source0:abc",))
     )
-    assert [(c.method, c.seed) for c in found] == [("none", 0), ("source0:abc", 0), ("none", 1)]
+    assert ["source0:abc" in task.methods for task in few] == [True, False]
+    assert ["none" in task.methods for task in few] == [True, True]
+    assert [task.methods for task in named] == [("source0:abc",)] * 2  # unless named
 
 
 def test_slices_and_spreads_have_tables_of_their_own():
@@ -142,10 +147,12 @@ def test_slices_and_spreads_have_tables_of_their_own():
     slices, spreads = tables.slice_table(methods), tables.spread_table(methods)
     assert "| slice error | contrast 4 | cnr 4 |" in slices.splitlines()[0]
     assert "| oracle | " in slices
-    assert "bad:too-sure" in spreads and "oracle" not in spreads
+    row = {line.split("|")[1].strip(): line for line in spreads.splitlines()}
+    assert row["bad:too-sure"].count("|  |") == 0 and "oracle" not in spreads
     film = simulated_scene(PLAN.settings[0], 0)
     flat = {"stale": [bench.run_cell(bench.PEERS["stale"], "stale", film)]}
-    assert tables.slice_table(flat) == tables.spread_table(flat) == ""
+    assert tables.slice_table(flat) == ""
+    assert "| stale |  |  | 0." in tables.spread_table(flat)  # no spread, hence CRPS alone
 
 
 def test_the_best_peer_is_neither_oracle_nor_bad(cells):
@@ -220,22 +227,55 @@ def test_pairs_are_made_seed_by_seed():
     assert statistics.wins(ours, theirs) == (2, 2)
 
 
-def test_two_runs_agree_by_chance_only():
+@pytest.fixture(scope="module")
+def repeat():
     path = Path(__file__).parent / "bench" / "repeat.py"
     spec = importlib.util.spec_from_file_location("repeat", path)
-    repeat = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(repeat)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_up_run(rng, shift=0.0, shared=0.0, count=400, seeds=10):
+    """Results of `count` methods on one setting; `shared` is what all have in common on a scene."""
+    entries = {}
+    common = shared * rng.normal(0, 1, seeds)
+    for k in range(count):
+        values = np.exp(shift + common + rng.normal(0, 0.3, seeds)) / 100
+        i = statistics.geometric_interval(values)
+        by_seed = {"quality.log_rms": {str(s): v for s, v in enumerate(values)}}
+        entries[f"m{k}"] = {
+            "quality.log_rms": [i.mean, i.low, i.high],
+            "seeds": list(range(seeds)),
+            "by_seed": by_seed,
+        }
+    return {"cell": entries}
+
+
+def test_two_runs_that_differ_by_chance_agree(repeat):
     rng = np.random.default_rng(3)
+    found = list(repeat.pairs(made_up_run(rng), made_up_run(rng)))
+    p = [repeat.chance(one, other) for *_, one, other in found]
+    assert len(p) == 400 and np.mean(np.array(p) > 0.05) == pytest.approx(0.95, abs=0.03)
+    assert not repeat.apart(p)
 
-    def run(shift=0.0):
-        intervals = [statistics.mean_interval(rng.normal(shift, 1, 10)) for _ in range(400)]
-        figures = {f"quality.{k}": [i.mean, i.low, i.high] for k, i in enumerate(intervals)}
-        return {"cell": {"stale": {**figures, "seeds": [0, 1]}}}
 
-    def share(one, other):
-        found = [repeat.agree(a, b) for *_, a, b in repeat.pairs(one, other)]
-        assert len(found) == 400
-        return np.mean(found)
+def test_two_runs_that_differ_are_told_apart(repeat, capsys):
+    rng = np.random.default_rng(4)
+    found = list(repeat.pairs(made_up_run(rng, count=40), made_up_run(rng, shift=0.7, count=40)))
+    p = [repeat.chance(one, other) for *_, one, other in found]
+    assert np.mean(np.array(p) > 0.05) < 0.1 and len(repeat.apart(p)) > 20
+    assert not repeat.report("figures", found) and "differ for certain" in capsys.readouterr().out
 
-    assert share(run(), run()) > 0.92
-    assert share(run(), run(shift=1.5)) < 0.5
+
+def test_ratios_do_not_see_what_all_methods_share(repeat):
+    rng = np.random.default_rng(5)
+    runs = [made_up_run(rng, shared=1.0, count=60) for _ in range(2)]
+    errors = [[s[1] for *_, s, _ in kind(*runs)] for kind in (repeat.pairs, repeat.ratios)]
+    assert np.median(errors[1]) < 0.7 * np.median(errors[0])
+
+
+def test_holm_keeps_what_stands_out_of_many(repeat):
+    assert repeat.apart([0.5] * 99 + [1e-6]) == {99}
+    assert repeat.apart([0.04] * 10) == set()
+    assert repeat.apart([0.01, 0.02, 0.06]) == {0, 1}

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from txmcorrect.background import methods
+from txmcorrect.background.conditions import CHANNELS
 from txmcorrect.background.estimate import Draw
 from txmcorrect.config import TrainSettings, load_settings
 from txmcorrect.diffusion.denoiser import Noise
@@ -25,11 +26,17 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SMALL = {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}
 
 
-def network(target, seed=0):
-    """An untrained model of the pair condition whose last layer is not zero."""
+def network(target, seed=0, condition="pair"):
+    """An untrained model whose last layer is not zero."""
     schedule = ("const", 2) if target == "mean" else ("linear", 50)
     spec = ModelSpec(
-        SMALL, "pair", 10, 32, target=target, schedule=schedule[0], timesteps=schedule[1]
+        SMALL,
+        condition,
+        CHANNELS[condition],
+        32,
+        target=target,
+        schedule=schedule[0],
+        timesteps=schedule[1],
     )
     torch.manual_seed(seed)
     denoiser = spec.build()
@@ -116,8 +123,10 @@ def test_a_regression_joins_by_its_file(scene, tmp_path):
         model = network(target)
         save_model(tmp_path / f"{target}.safetensors", model.denoiser.state_dict(), model.spec)
     ((name, method),) = regression(tmp_path / "mean.safetensors", "cpu").items()
-    assert name.startswith("unet-regression:")
-    assert np.isfinite(method(scene.problem).log_background).all()
+    assert name.startswith("unet-regression:pair-")
+    estimate = method(scene.problem)
+    assert np.isfinite(estimate.log_background).all()
+    assert estimate.sampler is None and estimate.std is None  # a single answer
     with pytest.raises(ModelError, match=r"--regression .* expected .*target: mean.* got target v"):
         regression(tmp_path / "v.safetensors", "cpu")
 
@@ -143,3 +152,31 @@ def test_source_0_keeps_every_sample_as_it_comes(scene, monkeypatch):
     method(scene.problem)
     draw = seen["draw"]
     assert (draw.sampler, draw.samples, draw.partners, seen["settle_keys"]) == ("ddpm", 1, 1, 1)
+
+
+@pytest.mark.parametrize("condition", ["pair", "stack"])
+@pytest.mark.parametrize("references", ["none", "bank+stale"])
+def test_the_background_alone_is_the_same_background(condition, references):
+    setting = scenes.Setting("mosaic-sparse", references=references, shape=(32, 32))
+    problem = scenes.simulated_scene(setting, 3).problem
+    (method,) = candidate(network("v", condition=condition), Draw()).values()
+    full, alone = method(problem), method.background_only(problem)
+    np.testing.assert_array_equal(full.log_background, alone.log_background)
+    assert full.scale == alone.scale
+    assert full.sampler is not None and full.std is not None
+
+
+def test_a_single_sample_has_no_shorter_way():
+    (method,) = candidate(network("v"), Draw(samples=1)).values()
+    assert not hasattr(method, "background_only")
+
+
+def test_a_regression_may_see_the_stack(tmp_path):
+    model = network("mean", condition="stack")
+    path = tmp_path / "stack.safetensors"
+    save_model(path, model.denoiser.state_dict(), model.spec)
+    ((name, method),) = regression(path, "cpu").items()
+    assert name.startswith("unet-regression:stack-")
+    setting = scenes.Setting("mosaic-sparse", references="bank+stale", shape=(32, 32))
+    estimate = method(scenes.simulated_scene(setting, 3).problem)
+    assert np.isfinite(estimate.log_background).all() and estimate.sampler is None

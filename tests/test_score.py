@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -14,7 +15,7 @@ from txmcorrect.config import EvaluateSettings, UsageError
 from txmcorrect.errors import FormatError, ModelError, TxmError
 from txmcorrect.formats.write import Process, ResultWriter
 from txmcorrect.judge import recorded, scenes
-from txmcorrect.scoring import comparison, model, output, real, truth
+from txmcorrect.scoring import contest, model, output, real, truth
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.synthesize import write_bank, write_truth
 from txmcorrect.weights import Model, ModelSpec
@@ -255,11 +256,11 @@ def test_dead_and_hot_pixels_do_not_count_as_lit():
 
 @pytest.mark.slow
 def test_a_comparison_is_written_and_resumed(tmp_path, monkeypatch):
-    tiny = comparison.PLANS["quick"].settings[3]
+    tiny = contest.PLANS["quick"].settings[3]
     monkeypatch.setitem(
-        comparison.PLANS,
+        contest.PLANS,
         "quick",
-        comparison.PLANS["quick"].__class__(
+        contest.PLANS["quick"].__class__(
             (scenes.Setting(tiny.kind, references="fresh", shape=(32, 32)),), 1
         ),
     )
@@ -276,6 +277,54 @@ def test_a_comparison_is_written_and_resumed(tmp_path, monkeypatch):
     assert len(before) == 2
 
 
+@pytest.mark.slow
+def test_processes_make_the_same_cells(tmp_path):
+    def cells(jobs):
+        settings = EvaluateSettings(
+            compare=True,
+            methods="stack-mean,oracle",
+            model="none",
+            seeds=1,
+            jobs=jobs,
+            out=tmp_path / str(jobs),
+            quiet=True,
+        )
+        prepared = contest.prepare(settings)
+        contest.fill(settings, prepared, lambda *_: None)
+        return {
+            (c.setting, c.seed, c.method): vars(replace(c, seconds=0)) for c in prepared.cells()
+        }
+
+    alone, shared = cells(1), cells(2)
+    assert len(alone) == 8
+    # As text: nan differs from itself.
+    assert repr(sorted(alone.items())) == repr(sorted(shared.items()))
+
+
+def test_tables_are_made_of_all_current_cells(tmp_path, monkeypatch):
+    tiny = contest.Plan((scenes.Setting("film", references="fresh", shape=(32, 32)),), 2)
+    monkeypatch.setitem(contest.PLANS, "quick", tiny)
+
+    def run(methods, seeds):
+        settings = EvaluateSettings(
+            compare=True, methods=methods, model="none", seeds=seeds, out=tmp_path, quiet=True
+        )
+        prepared = contest.prepare(settings)
+        contest.fill(settings, prepared, lambda *_: None)
+        return [(c.method, c.seed) for c in prepared.cells()]
+
+    assert run("stale", 2) == [("stale", 0), ("stale", 1)]
+    assert run("oracle", 1) == [("stale", 0), ("oracle", 0), ("stale", 1)]
+
+
+def test_groups_of_methods_may_be_named():
+    ours, all_networks = {"model:x": None}, {"source0:y": None, "model:x": None}
+    assert contest.chosen("models", ours, all_networks) == ("model:x",)
+    assert contest.chosen("networks,stale,stale", ours, all_networks) == ("source0:y", "stale")
+    assert set(BAD) < set(contest.chosen("checks", ours, all_networks))
+    assert contest.chosen("", ours, all_networks) == ()
+
+
 def test_a_table_is_brought_up_to_date_in_place(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- table: compare -->\nold\n<!-- end of table: compare -->\nb\n")
@@ -289,20 +338,20 @@ def test_a_table_is_brought_up_to_date_in_place(tmp_path):
 
 
 def test_unknown_methods_are_named():
-    with pytest.raises(TxmError, match=r"--methods: expected some of none, .*; got fancy"):
+    with pytest.raises(TxmError, match=r"--methods: expected some of peers, .*; got fancy"):
         score.run(EvaluateSettings(compare=True, methods="stale,fancy", model="none"))
 
 
 def test_a_model_that_was_named_must_exist(tmp_path, caplog):
     with pytest.raises(ModelError):
-        comparison.models(EvaluateSettings(compare=True, model=str(tmp_path / "no.safetensors")))
+        contest.models(EvaluateSettings(compare=True, model=str(tmp_path / "no.safetensors")))
 
     def absent(*_):
         raise ModelError("none ships")
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(comparison, "load_model", absent)
-        assert comparison.models(EvaluateSettings(compare=True)) == {}
+        patch.setattr(contest, "load_model", absent)
+        assert contest.models(EvaluateSettings(compare=True)) == {}
     assert "peers are compared without it" in caplog.text
 
 

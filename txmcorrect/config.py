@@ -435,8 +435,13 @@ class EvaluateSettings(ReadSettings):
     plan: Literal["quick", "core", "grid", "shapes"] = option(
         "quick", "Benchmark scans of --compare; quick takes minutes, core hours."
     )
-    seeds: int | None = option(None, "Scans of each kind; default as the plan says.", ge=1)
-    methods: str = option("", "Methods to compare, separated by commas; default all.")
+    seeds: int | None = option(
+        None, "Scans of each kind that are run now; default as the plan says.", ge=1
+    )
+    methods: str = option(
+        "", "Methods to run now, or peers, models, networks, checks; by commas; default all."
+    )
+    jobs: int = option(1, "Processes of --compare, each with scans of its own.", ge=1)
     real: Path | None = option(None, "Compare on the real scans in this folder instead.")
     model: str = option("bundled", "Model file, `bundled`, or `none` for the peers alone.")
     regression: Path | None = option(None, "U-Net regression to compare with: a model file.")

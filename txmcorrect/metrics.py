@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
+from txmcorrect.memo import remembered
+
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
@@ -50,24 +52,33 @@ def ssim(image: Array, truth: Array, lit: Mask | None = None, data_range: float 
 
     Source: Wang et al. 2004, Gaussian window of sigma 1.5, population covariance.
     """
-    a, b = np.asarray(image, np.float64), np.asarray(truth, np.float64)
-    h, w = a.shape[-2:]
+    h, w = truth.shape[-2:]
     margin_y, margin_x = (SSIM_RADIUS if side > 2 * SSIM_RADIUS else 0 for side in (h, w))
     inside = np.zeros((h, w), bool)
     inside[margin_y : h - margin_y, margin_x : w - margin_x] = True
     counted = inside if lit is None else inside & lit
-    return float(np.mean(_ssim_map(a, b, data_range)[..., counted]))
+    return float(np.mean(_ssim_map(image, truth, data_range)[..., counted]))
 
 
-def _ssim_map(a: Array, b: Array, data_range: float) -> Array:
-    def window(x: Array) -> Array:
-        sigma = [0.0] * (x.ndim - 2) + [SSIM_SIGMA] * 2
-        return np.asarray(gaussian_filter(x, sigma, radius=[0] * (x.ndim - 2) + [SSIM_RADIUS] * 2))
+def _window(x: Array) -> Array:
+    return np.asarray(gaussian_filter(x, SSIM_SIGMA, radius=SSIM_RADIUS, axes=(-2, -1)))
 
+
+@remembered()
+def _moments(truth: Array) -> tuple[Array, Array, Array]:
+    """What is compared with, its mean and its variance in every window; many images share a truth."""
+    b = np.asarray(truth, np.float64)
+    mean = _window(b)
+    return b, mean, _window(b * b) - mean**2
+
+
+def _ssim_map(image: Array, truth: Array, data_range: float) -> Array:
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_a, mean_b = window(a), window(b)
-    var_a, var_b = window(a * a) - mean_a**2, window(b * b) - mean_b**2
-    covariance = window(a * b) - mean_a * mean_b
+    a = np.asarray(image, np.float64)
+    b, mean_b, var_b = _moments(truth)
+    mean_a = _window(a)
+    var_a = _window(a * a) - mean_a**2
+    covariance = _window(a * b) - mean_a * mean_b
     top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return np.asarray(top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)))
 
@@ -77,6 +88,7 @@ def log_rms(log_error: Array, lit: Mask | None = None) -> Array:
     return np.asarray(np.std(_lit(np.asarray(log_error, np.float64), lit), axis=-1))
 
 
+@remembered(4)
 def octave_index(shape: tuple[int, int]) -> tuple[Array, list[str]]:
     """Octave of every cosine mode of a frame, and the octaves' names by wavelength in pixels.
 

@@ -22,6 +22,7 @@ from txmcorrect.baselines.contract import (
     Problem,
     log_light,
 )
+from txmcorrect.memo import remembered
 
 Array = NDArray[Any]
 PERMUTATIONS = 10  # of parallel analysis
@@ -95,10 +96,20 @@ def _frame_current(problem: Problem, flats: Flats) -> tuple[Array, bool]:
     return np.asarray(problem.current_ma / np.mean(flats.current_ma)), True
 
 
+@remembered()
+def _linear_modes(bank: Flats, dark: Image, lit: NDArray[np.bool_]) -> EigenFlats:
+    return decompose((bank.counts - dark) / _relative_current(bank), lit)
+
+
+@remembered()
+def _log_modes(bank: Flats, dark: Image, lit: NDArray[np.bool_]) -> EigenFlats:
+    return decompose(log_light(bank.counts, dark) - np.log(_relative_current(bank)), lit)
+
+
 def eigen_flats(problem: Problem) -> Estimate:
     """Eigen flats as published: weights minimise the total variation of each corrected frame."""
     bank = _bank(problem)
-    flat = decompose((bank.counts - problem.dark) / _relative_current(bank), problem.lit)
+    flat = _linear_modes(bank, problem.dark, problem.lit)
     floor = np.float32(0.02 * np.median(flat.mean[problem.lit]))
     current, known = _frame_current(problem, bank)
     out = np.empty(problem.shape, np.float32)
@@ -173,8 +184,7 @@ def robust_eigen_flats(problem: Problem) -> Estimate:
     """
     bank = _bank(problem)
     current, known = _frame_current(problem, bank)
-    relative = np.log(_relative_current(bank))
-    flat = decompose(log_light(bank.counts, problem.dark) - relative, problem.lit)
+    flat = _log_modes(bank, problem.dark, problem.lit)
     frames = log_light(problem.frames, problem.dark)
     out = np.empty(problem.shape, np.float32)
     design, edges = _log_design(flat.components, problem.lit)

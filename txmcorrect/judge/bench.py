@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from txmcorrect.baselines import (
     Method,
     MissingPackageError,
     NotApplicableError,
+    flags_all,
     gain_error,
     oracle,
     over_smoothed,
@@ -26,7 +28,7 @@ from txmcorrect.baselines import (
 )
 from txmcorrect.baselines.external import is_available
 from txmcorrect.errors import TxmError
-from txmcorrect.judge.checks import CHECKS, judge
+from txmcorrect.judge.fingerprint import fingerprint
 from txmcorrect.judge.scenes import (
     Drift,
     Kind,
@@ -37,8 +39,9 @@ from txmcorrect.judge.scenes import (
     simulated_scene,
 )
 from txmcorrect.judge.trial import Finding
+from txmcorrect.judge.verdict import CHECKS, judge
 
-VERSION = 3  # of the judge; cells of another version are run again
+VERSION = 4  # of the judge; cells of another version are run again
 DRIFTS: tuple[Drift, ...] = ("slow", "medium", "fast")
 KINDS: tuple[Kind, ...] = ("mosaic-sparse", "mosaic-dense", "tomo", "film")
 REFERENCES: tuple[References, ...] = ("bank+stale", "before-after", "stale", "none", "fresh")
@@ -49,11 +52,12 @@ KNOWING: dict[str, Callable[..., Method]] = {
     "bad:gain-error": gain_error,
     "bad:over-smoothed": over_smoothed,
     "bad:too-sure": too_sure,
+    "bad:flags-all": flags_all,
 }
 
 Progress = Callable[[str, int, int], None]
 Scenes = list[tuple[str, int, Callable[[], Scene]]]  # name, seed, how to make it
-
+JUDGES = ("txmcorrect.judge.checks", "txmcorrect.judge.tomogram")  # the latter for slices only
 
 SLOW = ("basic", "source0")  # methods that take ten times as long as all others
 
@@ -79,6 +83,7 @@ class Cell:
     error: str = ""
     unavailable: bool = False  # skipped for want of a package: run again once it is there
     seconds: float = 0.0
+    code: dict[str, str] = field(default_factory=dict)  # module -> digest of what made the cell
 
     def figure(self, check: str, name: str) -> float:
         """One figure, NaN where it was not measured."""
@@ -143,6 +148,38 @@ def plan_scenes(plan: Plan, first_seed: int = 0) -> Scenes:
     return [(s.name, seed, maker(s, seed)) for seed, s in product(seeds, plan.settings)]
 
 
+@dataclass(frozen=True)
+class Task:
+    """One scene and the methods that run on it."""
+
+    setting: str
+    seed: int
+    make: Callable[[], Scene] = field(repr=False)
+    methods: tuple[str, ...]
+
+
+def plan_tasks(
+    scenes: Scenes,
+    candidates: Mapping[str, Method],
+    only: tuple[str, ...] = (),
+    slow_seeds: int | None = None,
+) -> list[Task]:
+    """Who runs where.
+
+    `only` : names of methods; all where empty. `slow_seeds` : scenes of each setting that slow methods
+    run on unless they are named in `only`; None: all.
+    """
+    wanted = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
+    tasks = []
+    count: Counter[str] = Counter()
+    for name, seed, make in scenes:
+        count[name] += 1
+        late = slow_seeds is not None and count[name] > slow_seeds and not only
+        names = tuple(n for n in wanted if not (late and is_slow(n)))
+        tasks.append(Task(name, seed, make, names))
+    return tasks
+
+
 def run_scenes(
     folder: Path,
     scenes: Scenes,
@@ -152,39 +189,74 @@ def run_scenes(
     checks: tuple[str, ...] = tuple(CHECKS),
     slow_seeds: int | None = None,
 ) -> list[Cell]:
-    """Fill in the cells that are missing and return all; a scene is made only if one is.
+    """Fill in the cells that are missing and return all.
 
     Parameters
     ----------
     folder : keeps `cells/SETTING/SEED/METHOD.json`, each written at once or not at all.
-    candidates : methods beside the peers; a name must change when what it names does, because a
-    cell that exists is not run again. only : names to run; all where empty.
-    slow_seeds : scenes of each setting that slow methods run on; None: all.
+    candidates : methods beside the peers; a name must change when what it names does.
+    only, slow_seeds : see `plan_tasks`.
     """
-    wanted = [n for n in {**PEERS, **candidates, **KNOWING, **BAD} if not only or n in only]
     cells = []
-    count: Counter[str] = Counter()
-    for i, (name, seed, make) in enumerate(scenes):
-        count[name] += 1
-        late = slow_seeds is not None and count[name] > slow_seeds
-        names = [n for n in wanted if not (late and is_slow(n))]
+    tasks = plan_tasks(scenes, candidates, only, slow_seeds)
+    for i, task in enumerate(tasks):
         if progress:
-            progress(f"{name} seed {seed}", i, len(scenes))
-        paths = {m: cell_path(folder, name, seed, m) for m in names}
-        known = {
-            m: cell
-            for m, path in paths.items()
-            if (cell := read_cell(path)) and not (cell.unavailable and is_available(m))
-        }
-        missing = [m for m in names if m not in known]
-        if missing:
-            scene = make()
-            methods = methods_for(scene, candidates)
-            for m in missing:
-                known[m] = run_cell(methods[m], m, scene, checks)
-                write_cell(paths[m], known[m])
-        cells += [known[m] for m in names]
+            progress(f"{task.setting} seed {task.seed}", i, len(tasks))
+        cells += run_task(folder, task, candidates, checks)
     return cells
+
+
+def run_task(
+    folder: Path,
+    task: Task,
+    candidates: Mapping[str, Method],
+    checks: tuple[str, ...] = tuple(CHECKS),
+) -> list[Cell]:
+    """Fill in the cells of one scene that are missing; the scene is made only if one is.
+
+    A cell that exists is not run again, unless the code behind it changed, or the package that it
+    lacked has come.
+    """
+    known = known_cells(folder, task, candidates, checks)
+    missing = [m for m in task.methods if m not in known]
+    if missing:
+        scene = task.make()
+        methods = methods_for(scene, candidates)
+        for m in missing:
+            known[m] = run_cell(methods[m], m, scene, checks)
+            write_cell(cell_path(folder, task.setting, task.seed, m), known[m])
+    return [known[m] for m in task.methods]
+
+
+def known_cells(
+    folder: Path,
+    task: Task,
+    candidates: Mapping[str, Method],
+    checks: tuple[str, ...] = tuple(CHECKS),
+) -> dict[str, Cell]:
+    """Cells of one scene that hold what the present code would find."""
+    found = {}
+    everything: dict[str, Callable[..., Any]] = {**PEERS, **candidates, **KNOWING, **BAD}
+    for m in task.methods:
+        cell = read_cell(cell_path(folder, task.setting, task.seed, m))
+        module = module_of(everything[m])
+        if cell and is_current(cell, module, checks) and not (cell.unavailable and is_available(m)):
+            found[m] = cell
+    return found
+
+
+def is_current(cell: Cell, module: str, checks: tuple[str, ...]) -> bool:
+    """Whether a cell of a method that stands in `module` holds what the present code would find."""
+    complete = not cell.findings or set(checks) <= cell.findings.keys()
+    made_by = {*cell.code} - {*JUDGES}
+    current = all(fingerprint(name) == digest for name, digest in cell.code.items())
+    return complete and made_by == {module} and current
+
+
+def module_of(method: Callable[..., Any]) -> str:
+    """The module whose code a method is."""
+    inner = method.func if isinstance(method, partial) else method
+    return str(inner.__module__)
 
 
 def is_slow(method: str) -> bool:
@@ -197,7 +269,9 @@ def run_cell(
 ) -> Cell:
     """Judge one method on one scene; a method that cannot run there says why."""
     start = time.perf_counter()
-    cell: dict[str, Any] = {"setting": scene.name, "seed": scene.seed, "method": name}
+    module = module_of(method)
+    code = {m: fingerprint(m) for m in (JUDGES[0], module)}
+    cell: dict[str, Any] = {"setting": scene.name, "seed": scene.seed, "method": name, "code": code}
     try:
         findings = judge(method, scene, checks)
     except NotApplicableError as reason:
@@ -205,6 +279,8 @@ def run_cell(
         return Cell(**cell, skipped=str(reason), unavailable=missing)
     except TxmError as error:
         return Cell(**cell, error=str(error))
+    if "slices" in findings and findings["slices"].figures:
+        code[JUDGES[1]] = fingerprint(JUDGES[1])
     return Cell(**cell, findings=findings, seconds=round(time.perf_counter() - start, 3))
 
 

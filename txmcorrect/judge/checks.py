@@ -5,8 +5,6 @@ No flatness counts without preservation: a method that erases the sample is perf
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -24,8 +22,8 @@ from txmcorrect.baselines.references import no_correction
 from txmcorrect.judge import implants as implant
 from txmcorrect.judge.failures import LEAST_FRAMES, failure_places, plant_failures
 from txmcorrect.judge.scenes import KEPT_EVERY, Scene, with_wrong_bank
-from txmcorrect.judge.tomogram import check_slices
-from txmcorrect.judge.trial import Finding, Trial, log_error, start_trial
+from txmcorrect.judge.trial import Finding, Trial, background_only, log_error
+from txmcorrect.memo import remembered
 
 SLOPE_SMALL = 0.02  # preservation: slopes within 1 +- this up to 64 pixels
 SLOPE_LARGE = 0.05  # and within 1 +- this above
@@ -36,10 +34,9 @@ NULL_RATIO = (0.8, 1.25)  # power over shot noise: below, noise was smoothed awa
 SWAP = 0.003  # rms change of log b when the neighbours show other samples
 LEAK = 0.01  # slope of log b on the neighbours' log T, octave by octave
 COVERAGE = (0.85, 0.95)  # share of truth in mean +- 1.645 sd, 0.90 wanted
+FLAGGED = 0.9  # recall and precision of flags on planted failures
 SAMPLES = 16  # draws that a spread is judged by
 PIXELS = 2048  # of a frame, for coverage and CRPS
-# A method that fails one of these is not trusted.
-CRITICAL = ("gain", "preservation", "null", "neighbours")
 
 
 def _unscaled(change: Array, estimate: Estimate, lit: NDArray[np.bool_]) -> Array:
@@ -99,13 +96,20 @@ def preservation_finding(
     method: Method, problem: Problem, estimate: Estimate, seed: int
 ) -> Finding:
     """The same for frames without truth: only the change that implants cause is looked at."""
-    objects = implant.draw_implants(problem.shape, seed)
-    after = method(implant.implant_into(problem, objects))
+    objects, implanted = _implanted(problem, seed)
+    after = background_only(method)(implanted)
     change = _unscaled(after.log_background - estimate.log_background, estimate, problem.lit)
     slopes = implant.slopes(implant.recovered(objects, change, problem.lit))
     outside = implant.elsewhere_rms(objects, change, problem.lit)
     figures = {f"slope_{size}": value for size, value in slopes.items()} | {"elsewhere": outside}
     return Finding(slopes_pass(slopes) and outside < ELSEWHERE, figures)
+
+
+@remembered()
+def _implanted(problem: Problem, seed: int) -> tuple[list[implant.Implant], Problem]:
+    """Objects and the frames that hold them: made once for all methods."""
+    objects = implant.draw_implants(problem.shape, seed)
+    return objects, implant.implant_into(problem, objects)
 
 
 def slopes_pass(slopes: dict[int, float]) -> bool:
@@ -119,7 +123,7 @@ def slopes_pass(slopes: dict[int, float]) -> bool:
 def check_null(trial: Trial) -> Finding:
     """Flats passed as a scan come out as shot noise, octave by octave."""
     scene = trial.scene.emptied
-    estimate = trial.method(scene.problem)
+    estimate = background_only(trial.method)(scene.problem)
     corrected = correct(scene.problem, estimate)
     variance = np.exp(-scene.truth.log_background[:, trial.lit]).mean()
     return null_finding(corrected, trial.lit, float(variance))
@@ -152,16 +156,24 @@ def check_neighbours(trial: Trial) -> Finding:
     The beam and the noise stay, so nothing but leakage shows.
     """
     scene = trial.scene.swapped
-    after = trial.method(scene.problem)
+    after = background_only(trial.method)(scene.problem)
     change = (after.log_background - trial.estimate.log_background)[::KEPT_EVERY]
     rms = float(np.sqrt(np.mean(metrics.log_rms(change, trial.lit) ** 2)))
     leaks: dict[str, float] = {}
-    for distance in range(1, min(KEPT_EVERY, len(scene.problem.frames))):
-        cause = _neighbour_change(trial.scene, scene, distance)
-        for name, value in _leaks(change, cause, trial.lit).items():
+    effect = _modes(change, trial.lit)
+    for cause in _causes(trial.scene):
+        for name, value in _leaks(effect, cause, trial.lit).items():
             leaks[name] = max(leaks.get(name, 0.0), value, key=abs)
     worst = max((abs(v) for v in leaks.values()), default=0.0)
     return Finding(rms < SWAP and worst < LEAK, {"swap": rms, "leak": worst} | leaks)
+
+
+@remembered()
+def _causes(scene: Scene) -> list[Array]:
+    """Modes of what changed in log T one, two and three frames away from each kept frame."""
+    distances = range(1, min(KEPT_EVERY, len(scene.problem.frames)))
+    changes = (_neighbour_change(scene, scene.swapped, distance) for distance in distances)
+    return [_modes(change, scene.problem.lit) for change in changes]
 
 
 def _neighbour_change(before: Scene, after: Scene, distance: int) -> Array:
@@ -175,9 +187,8 @@ def _neighbour_change(before: Scene, after: Scene, distance: int) -> Array:
     return np.stack(means)
 
 
-def _leaks(change: Array, cause: Array, lit: NDArray[np.bool_]) -> dict[str, float]:
-    """Slope of change on cause in every octave in which the cause is not negligible."""
-    effect, sample = _modes(change, lit), _modes(cause, lit)
+def _leaks(effect: Array, sample: Array, lit: NDArray[np.bool_]) -> dict[str, float]:
+    """Slope of effect on cause, both as modes, in every octave in which the cause is not negligible."""
     octave, names = metrics.octave_index((lit.shape[0], lit.shape[1]))
     leaks = {}
     for j, name in enumerate(names):
@@ -213,7 +224,7 @@ def check_wrong_bank(trial: Trial) -> Finding:
 def _best_without_bank(method: Method, problem: Problem) -> Estimate:
     """What the method does without a bank, or nothing at all where it needs one."""
     try:
-        return method(problem.without("bank"))
+        return background_only(method)(problem.without("bank"))
     except NotApplicableError:
         return no_correction(problem)
 
@@ -226,7 +237,7 @@ def check_flags(trial: Trial) -> Finding:
     """
     if len(trial.scene.problem.frames) < LEAST_FRAMES:
         return Finding(None)
-    scene, spoilt = plant_failures(trial.scene, trial.scene.seed)
+    scene, spoilt = _spoilt(trial.scene)
     estimate = trial.method(scene.problem)
     bad = metrics.log_rms(log_error(estimate, scene), trial.lit) > 3 * photon_noise(scene)
     bad |= spoilt
@@ -236,20 +247,26 @@ def check_flags(trial: Trial) -> Finding:
     precision = hits / int(flags.sum()) if flags.any() else float("nan")
     figures = {"recall": recall, "precision": precision, "bad_frames": float(bad.sum())}
     figures |= {f"flagged_{k}": float(flags[i]) for k, i in failure_places(len(flags)).items()}
-    return Finding(recall >= 0.8 and precision >= 0.5, figures)
+    return Finding(recall >= FLAGGED and precision >= FLAGGED, figures)
+
+
+@remembered()
+def _spoilt(scene: Scene) -> tuple[Scene, NDArray[np.bool_]]:
+    return plant_failures(scene, scene.seed)
 
 
 def check_calibration(trial: Trial) -> Finding:
     """Truth lies within mean +- 1.645 sd in nine cases of ten; also for the slowest modes.
 
     Of the shape, frame by frame: the level has checks of its own. `crps` and `crps_slow` are in
-    units of the log background, the latter per mode of rms 1 over the frame.
+    units of the log background, the latter per mode of rms 1 over the frame. A method that states no
+    spread is a forecast of a single value: its CRPS is its mean absolute error.
     """
     estimate, truth, lit = trial.estimate, trial.scene.truth.log_background, trial.lit
     if estimate.sampler is not None:
         return _sampled_calibration(estimate.sampler(SAMPLES), truth, lit)
     if estimate.std is None:
-        return Finding(None)
+        return Finding(None, _point_scores(estimate.log_background, truth, lit))
     mean, std = estimate.log_background[:, lit], estimate.std[:, lit]
     mean, shape = (x - x.mean(1, keepdims=True) for x in (mean, truth[:, lit]))
     figures = {
@@ -259,12 +276,25 @@ def check_calibration(trial: Trial) -> Finding:
     return Finding(_covers(figures["coverage"]), figures)
 
 
+def _point_scores(found: Array, truth: Array, lit: NDArray[np.bool_]) -> dict[str, float]:
+    """CRPS of a forecast without spread, in the pixels and modes that `_sampled_calibration` takes."""
+    error = _without_level(found - truth, lit)
+    return {
+        "crps": float(np.abs(error[:, lit][:, :: _stride(lit)]).mean()),
+        "crps_slow": float(np.abs(_slow_modes(error, lit)).mean()),
+    }
+
+
+def _stride(lit: NDArray[np.bool_]) -> int:
+    """Every how many lit pixels one is looked at."""
+    return max(1, int(lit.sum()) // PIXELS)
+
+
 def _sampled_calibration(samples: Array, truth: Array, lit: NDArray[np.bool_]) -> Finding:
     """Coverage and CRPS of `samples` `(k, n, h, w)`, in pixels and in the slowest modes."""
     pixels: list[tuple[Array, Array]] = []
     modes: list[tuple[Array, Array]] = []
-    some = np.flatnonzero(lit)
-    some = some[:: max(1, len(some) // PIXELS)]
+    some = np.flatnonzero(lit)[:: _stride(lit)]
     for i, true in enumerate(truth):
         drawn, shape = _without_level(samples[:, i], lit), _without_level(true, lit)
         pixels.append((drawn.reshape(len(drawn), -1)[:, some], shape.ravel()[some]))
@@ -293,29 +323,3 @@ def _slow_modes(images: Array, lit: NDArray[np.bool_], side: int = 4) -> Array:
     modes = scipy.fft.dctn(np.where(lit, images, 0), axes=(-2, -1), norm="ortho")
     slow = modes[..., :side, :side] / np.sqrt(lit.size)
     return np.asarray(slow.reshape(*slow.shape[:-2], -1)[..., 1:])
-
-
-CHECKS: dict[str, Callable[[Trial], Finding]] = {
-    "quality": check_quality,
-    "gain": check_gain,
-    "preservation": check_preservation,
-    "null": check_null,
-    "neighbours": check_neighbours,
-    "flags": check_flags,
-    "wrong-bank": check_wrong_bank,
-    "calibration": check_calibration,
-    "slices": check_slices,
-}
-
-
-def judge(
-    method: Method, scene: Scene, checks: tuple[str, ...] = tuple(CHECKS)
-) -> dict[str, Finding]:
-    """Run a method through the checks on one scene."""
-    trial = start_trial(method, scene)
-    return {name: CHECKS[name](trial) for name in checks}
-
-
-def trusted(findings: dict[str, Finding]) -> bool:
-    """Whether no critical check failed."""
-    return all(findings[name].passed is not False for name in CRITICAL if name in findings)

@@ -16,7 +16,7 @@ from txmcorrect.judge.bench import Cell
 from txmcorrect.judge.scenes import Scene
 from txmcorrect.judge.statistics import mean_interval
 from txmcorrect.judge.tables import Group, background_error, is_peer, preserves
-from txmcorrect.judge.trial import log_error
+from txmcorrect.judge.trial import background_only, log_error
 
 
 def _name(setting: str) -> str:
@@ -129,7 +129,7 @@ def worst_cell(cells: list[Cell]) -> Cell | None:
 def draw_scene(scene: Scene, methods: Mapping[str, Method]) -> Figure:
     """The frame that the first method does worst: raw, truth, and each method's result and error."""
     problem, lit = scene.problem, scene.problem.lit
-    estimates = {name: method(problem) for name, method in methods.items()}
+    estimates = {name: background_only(method)(problem) for name, method in methods.items()}
     first = next(iter(estimates.values()))
     shape = [float(e[lit].std()) for e in log_error(first, scene)]
     worst = int(np.argmax(shape))

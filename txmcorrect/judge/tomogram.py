@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from txmcorrect import metrics
 from txmcorrect.baselines.contract import Array, Image, correct
-from txmcorrect.judge.scenes import expose
-from txmcorrect.judge.trial import Finding, Trial
+from txmcorrect.judge.scenes import Scene, expose
+from txmcorrect.judge.trial import Finding, Trial, background_only
+from txmcorrect.memo import remembered
 from txmcorrect.recon.fbp import fbp
 from txmcorrect.recon.geometry import ParallelBeam
 
@@ -42,7 +43,7 @@ def check_slices(trial: Trial) -> Finding:
         return Finding(None)
     rows = some_rows(trial.lit.shape[0])
     found = reconstruct(correct(problem, trial.estimate)[:, rows], problem.theta)
-    ideal = reconstruct(np.where(trial.lit, truth.transmission, 1)[:, rows], problem.theta)
+    ideal = _ideal_slices(trial.scene)
     figures = {"slice_error": metrics.relative_error(found, ideal)} | _sphere_figures(trial)
     contrasts = [v for k, v in figures.items() if k.startswith("contrast_")]
     return Finding(all(abs(c - 1) <= CONTRAST for c in contrasts), figures)
@@ -72,29 +73,54 @@ def slice_figures(found: Array, ideal: Array, volume: Array) -> dict[str, float]
     }
 
 
-def _sphere_figures(trial: Trial) -> dict[str, float]:
-    """`contrast_D` and `cnr_D` of a sphere of each diameter D in pixels."""
-    problem, truth, lit = trial.scene.problem, trial.scene.truth, trial.lit
-    theta = np.asarray(problem.theta)
-    spheres = plant_spheres((lit.shape[0], lit.shape[1]))
-    rows = [round(s.centre[0] + (lit.shape[0] - 1) / 2) for s in spheres]
-    shadow = np.exp(-project_spheres(spheres, (lit.shape[0], lit.shape[1]), theta))
-    planted = expose(trial.scene, truth.transmission * shadow)
-    estimate = trial.method(planted.problem)
-    before, after = (
-        reconstruct(correct(p, e)[:, rows], theta)
-        for p, e in ((problem, trial.estimate), (planted.problem, estimate))
-    )
+@dataclass(frozen=True)
+class Planted:
+    """A scene with spheres in it; slices `(k, w, w)` through them, with and without, free of error."""
+
+    scene: Scene
+    spheres: list[Sphere]
+    rows: list[int]
+    ideal: NDArray[np.float32]
+    without: NDArray[np.float32]
+
+
+@remembered()
+def _planted(scene: Scene) -> Planted:
+    """Spheres in the raw frames of a tomogram: made once for all methods."""
+    lit, truth, theta = scene.problem.lit, scene.truth, np.asarray(scene.problem.theta)
+    shape = lit.shape[0], lit.shape[1]
+    spheres = plant_spheres(shape)
+    rows = [round(s.centre[0] + (shape[0] - 1) / 2) for s in spheres]
+    planted = expose(scene, truth.transmission * np.exp(-project_spheres(spheres, shape, theta)))
     without, ideal = (
         reconstruct(np.where(lit, t, 1)[:, rows], theta)
         for t in (truth.transmission, planted.truth.transmission)
     )
+    return Planted(planted, spheres, rows, ideal, without)
+
+
+@remembered()
+def _ideal_slices(scene: Scene) -> NDArray[np.float32]:
+    rows = some_rows(scene.problem.lit.shape[0])
+    true = np.where(scene.problem.lit, scene.truth.transmission, 1)
+    return reconstruct(true[:, rows], np.asarray(scene.problem.theta))
+
+
+def _sphere_figures(trial: Trial) -> dict[str, float]:
+    """`contrast_D` and `cnr_D` of a sphere of each diameter D in pixels."""
+    problem, planted = trial.scene.problem, _planted(trial.scene)
+    theta, width = np.asarray(problem.theta), trial.lit.shape[1]
+    estimate = background_only(trial.method)(planted.scene.problem)
+    before, after = (
+        reconstruct(correct(p, e)[:, planted.rows], theta)
+        for p, e in ((problem, trial.estimate), (planted.scene.problem, estimate))
+    )
     figures = {}
-    for k, sphere in enumerate(spheres):
-        inside, around = regions(sphere, lit.shape[1])
+    for k, sphere in enumerate(planted.spheres):
+        inside, around = regions(sphere, width)
         gained = float((after[k] - before[k])[inside].mean())
-        wanted = float((ideal[k] - without[k])[inside].mean())
-        noise = float((after[k] - ideal[k])[around].std())
+        wanted = float((planted.ideal[k] - planted.without[k])[inside].mean())
+        noise = float((after[k] - planted.ideal[k])[around].std())
         name = f"{2 * sphere.radius:.0f}"
         figures[f"contrast_{name}"] = gained / wanted
         figures[f"cnr_{name}"] = abs(gained) / noise if noise > 0 else float("inf")

@@ -33,6 +33,15 @@ class Trial:
         return self.scene.problem.lit
 
 
+def background_only(method: Method) -> Method:
+    """The cheapest way to a method's background: without flags and spread, if it offers one.
+
+    A method may carry a `background_only` that finds the very same `log_background` and `scale`.
+    """
+    cheap: Method = getattr(method, "background_only", method)
+    return cheap
+
+
 def start_trial(method: Method, scene: Scene) -> Trial:
     """Run the method once, as it is meant to be used."""
     return Trial(method, scene, method(scene.problem))

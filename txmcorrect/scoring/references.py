@@ -20,7 +20,7 @@ from txmcorrect.judge.trial import Finding
 from txmcorrect.report.page import Page, write_png
 from txmcorrect.result import Result
 from txmcorrect.scan import FrameView, References
-from txmcorrect.scoring.comparison import models
+from txmcorrect.scoring.contest import models
 from txmcorrect.scoring.output import (
     json_text,
     markdown_table,
