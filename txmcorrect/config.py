@@ -235,8 +235,10 @@ class DiffusionSettings(Part):
 class DataSettings(Part):
     """What a training batch is made of."""
 
-    condition: Literal["pair", "stack", "sample"] = Field(
-        "pair", description="pair and stack generate backgrounds; sample is the prior of restore."
+    condition: Literal["pair", "stack", "sample", "slice", "sinogram", "denoise"] = Field(
+        "pair",
+        description="pair and stack generate backgrounds; sample (frames), slice (both planes of a "
+        "volume) and sinogram are priors; denoise sees a noisy frame.",
     )
     size: int = Field(64, ge=16, description="Long side of a training frame in pixels.")
     real: float = Field(0.5, ge=0, le=1, description="Share of batches from --data, where given.")
@@ -250,6 +252,12 @@ class DataSettings(Part):
     patches: tuple[int, ...] = Field((16, 32, 64), description="Sides of patches (sample).")
     shares: tuple[float, ...] = Field((0.2, 0.3, 0.5), description="How often each side is drawn.")
     pad: int = Field(16, ge=0, description="Empty border around images, in pixels (sample).")
+    position: bool = Field(True, description="Whether a prior is told where patches lie.")
+    images: int | None = Field(None, ge=1, description="Train a prior on this few images only.")
+    sides: tuple[int, int] | None = Field(None, description="Range of a prior's images, in pixels.")
+    noise: tuple[float, float] = Field(
+        (0.02, 0.3), description="Deviation of the noise that denoise sees (log-uniform)."
+    )
 
 
 class TrainSettings(Settings):
@@ -369,6 +377,12 @@ class TomoSettings(CorrectSettings):
         "shepp-logan", "Filter of fbp."
     )
     iterations: int = option(100, "Iterations of sirt and mlem.", ge=1)
+    prior: str = option("bundled", "Model of slices for tpdm: a file, or `bundled`.")
+    levels: int = option(50, "Noise levels of tpdm.", ge=1)
+    draws: int = option(
+        1, "Volumes tpdm draws; their mean is written, of 2 or more the spread.", ge=1
+    )
+    turns: float = option(2.0, "Tpdm: every how many steps the upright plane has its turn.", ge=1)
     align: Literal["none", "stored", "common-line", "correlation"] = option(
         "stored", "Shifts applied: the file's, or the file's and estimated ones."
     )

@@ -61,11 +61,14 @@ class Measurement:
     operator : see `physics.operators`.
     y : measurement, its first axis the batch (1 broadcasts).
     s2 : noise variance per real number: one, or a map shaped like `y`.
+    iterations : of conjugate gradients, where there is no closed form. Few will do where many steps
+        follow: what is left of the residual is met by the next.
     """
 
     operator: Operator
     y: Tensor
     s2: Scalar
+    iterations: int = 50
     _weight: Tensor = field(init=False, repr=False)  # of each measured number; sums to 1
     _power: Tensor = field(init=False, repr=False)  # weighted mean of diag(A A^T)
     _mean_s2: Tensor = field(init=False, repr=False)  # weighted mean of s2
@@ -103,7 +106,7 @@ class Measurement:
 
     def correction(self, residual: Tensor, r2: Scalar) -> Tensor:
         """`A^T (s2 + r2 A A^T)^-1 residual`, in image space."""
-        return self.operator.A_adjoint(solve(self.operator, self.s2, r2, residual))
+        return self.operator.A_adjoint(solve(self.operator, self.s2, r2, residual, self.iterations))
 
     def line_search(self, residual: Tensor, pull: Tensor, move: Tensor) -> Tensor:
         """Best length `(b, 1, 1, 1)` of a move `C pull`, with C the covariance of x0 given x.
