@@ -17,11 +17,11 @@ from txmcorrect.diffusion.denoiser import per_item
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.metrics import psnr
 from txmcorrect.physics import BlockMean, gaussian_kernel, open_blur, separable_blur
-from txmcorrect.restoring.draw import restore_frame
+from txmcorrect.restoring.draw import denoise_frame, restore_frame
 from txmcorrect.restoring.prior import SCALE, load_prior, patch_prior, sample_spec
 from txmcorrect.restoring.problem import noise_of, pose
 from txmcorrect.simulate.objects import draw_transmission
-from txmcorrect.weights import Model, save_model
+from txmcorrect.weights import Model, ModelSpec, save_model
 
 H, W = 32, 40
 QUICK = {"steps": 20, "samples": 3, "quiet": True}
@@ -259,3 +259,62 @@ def test_the_bundled_prior_takes_noise_off_and_leaves_the_sample():
     assert psnr(found.mean.numpy(), truth) > psnr(noisy, truth) + 6
     slope = np.polyfit(truth.ravel(), found.mean.numpy().ravel(), 1)[0]
     assert slope == pytest.approx(1, abs=0.1)
+
+
+def denoiser_file(tmp_path, target="v"):
+    """An untrained network that sees the noisy frame."""
+    network = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (), "patch": 2}
+    extra = {"pad": 0, "scale": SCALE, "noise": [0.02, 0.3]}
+    spec = ModelSpec(network, "denoise", 2, 32, target=target, schedule="karras", extra=extra)
+    save_model(tmp_path / f"{target}.safetensors", spec.build().state_dict(), spec)
+    return str(tmp_path / f"{target}.safetensors")
+
+
+class Shrinks(torch.nn.Module):
+    """Exact for white pixels of deviation 1 given the noisy frame: ignores x; 0 without a frame."""
+
+    def forward(self, x, sigma, cond, step):
+        if cond is None:
+            return torch.zeros_like(x)
+        return cond[:, :1] / (1 + cond[:, 1:2] ** 2)
+
+
+def test_a_denoiser_sees_frame_and_noise(tmp_path):
+    model = load_prior(denoiser_file(tmp_path), "cpu")
+    model = Model(Shrinks(), model.spec, "exact", "exact")
+    rng = np.random.default_rng(0)
+    truth = 1 + SCALE * rng.standard_normal((H, W)).astype(np.float32)
+    noisy = truth + 0.1 * rng.standard_normal(truth.shape).astype(np.float32)
+    best = 1 + (noisy - 1) / (1 + (0.1 / SCALE) ** 2)
+    for sampler, scale in (("ddim", 1.0), ("ddpm", 1.0), ("mean", 1.0), ("ddim", 0.5)):
+        settings = RestoreSettings(
+            scan=Path("-"), sampler=sampler, scale=scale, noise="0.1", **QUICK
+        )
+        problem = pose(settings, noisy, model, torch.device("cpu"))
+        found = denoise_frame(settings, patch_prior(model, 2**30), model, problem)
+        np.testing.assert_allclose(found.mean, 1 + scale * (best - 1), atol=1e-4)
+        assert (found.std is None) == (sampler == "mean")
+
+
+def test_denoisers_run_from_the_command_line(tmp_path, caplog):
+    scan = save(tmp_path / "scan.npy", smooth_frames(2))
+    for target in ("eps", "x0", "mean"):
+        mean, std = restored(
+            RestoreSettings(
+                scan=scan,
+                model=denoiser_file(tmp_path, target),
+                sampler="ddim",
+                overwrite=True,
+                noise="1.0",
+                **QUICK,
+            )
+        )
+        assert np.isfinite(mean).all() and (std is None) == (target == "mean")
+    assert "outside of 0.02-0.3" in caplog.text
+    with pytest.raises(UsageError, match="needs a prior"):
+        workflow.run(RestoreSettings(scan=scan, task="deblur", model=denoiser_file(tmp_path)))
+    hole = smooth_frames(1)
+    hole[0, 3, 3] = np.nan
+    scan = save(tmp_path / "hole.npy", hole)
+    with pytest.raises(TxmError, match="missing pixels"):
+        workflow.run(RestoreSettings(scan=scan, model=denoiser_file(tmp_path), quiet=True))

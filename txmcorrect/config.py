@@ -405,7 +405,12 @@ class RestoreSettings(ReadSettings):
         "denoise", "What to do."
     )
     out: Path | None = option(None, "Result; default <stem>.restored.h5.")
-    model: str = option("bundled", "Model file of a sample prior, or `bundled`.")
+    model: str = option(
+        "bundled", "Model file: a prior (sample, sinogram, slice), a denoiser, or `bundled`."
+    )
+    scale: float = option(
+        1.0, "Guidance scale of a denoiser that sees the noisy frame; 0 ignores it.", ge=0
+    )
     guidance: Literal["auto", "dmps", "ddnm", "dps"] = option(
         "auto", "How samples meet the data; auto is ddnm, and dps for inpaint."
     )

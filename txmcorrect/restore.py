@@ -15,7 +15,7 @@ from txmcorrect.errors import TxmError
 from txmcorrect.formats import open_scan
 from txmcorrect.progress import Stages
 from txmcorrect.report.restoration import write_comparison, write_trajectory
-from txmcorrect.restoring.draw import Restored, generate_frame, restore_frame
+from txmcorrect.restoring.draw import Restored, denoise_frame, generate_frame, restore_frame
 from txmcorrect.restoring.output import assemble, frame_name
 from txmcorrect.restoring.prior import load_prior, patch_prior
 from txmcorrect.restoring.problem import Problem, pose
@@ -32,6 +32,10 @@ def run(settings: RestoreSettings) -> Result:
     scan, out = _open(settings), output_path(settings)
     device = _device(settings.device)
     model = load_prior(settings.model, device)
+    if model.spec.condition == "denoise" and settings.task != "denoise":
+        raise UsageError(
+            f"--task {settings.task} needs a prior, and {settings.model} is a denoiser"
+        )
     # Seams wander over many evaluations; a single one must not have any.
     assembly = "average" if settings.sampler == "mean" else settings.assembly
     prior = patch_prior(model, settings.memory, assembly)
@@ -109,7 +113,8 @@ def _restore_all(
                 problem, found = None, generate_frame(settings, prior, model, index, device)
             else:
                 problem = pose(settings, scan.projections.read(index, index + 1)[0], model, device)
-                found = restore_frame(settings, prior, model, problem, tell)
+                restore = denoise_frame if model.spec.condition == "denoise" else restore_frame
+                found = restore(settings, prior, model, problem, tell)
             _store(part, index, found, problem)
             if index == 0:
                 pictures = _draw(part.out, problem, found)

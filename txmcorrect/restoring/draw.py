@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from txmcorrect.config import RestoreSettings
-from txmcorrect.diffusion.denoiser import Denoiser, Noise, Step
+from txmcorrect.diffusion.denoiser import Denoiser, Noise, Step, with_guidance
 from txmcorrect.diffusion.guidance import GUIDANCE
 from txmcorrect.diffusion.langevin import langevin, predictor_corrector
 from txmcorrect.diffusion.samplers import SAMPLERS, Sampler
@@ -20,6 +21,7 @@ from txmcorrect.restoring.prior import from_prior
 from txmcorrect.restoring.problem import Problem
 from txmcorrect.weights import Model
 
+log = logging.getLogger(__name__)
 ALL_SAMPLERS = {
     **SAMPLERS,
     "langevin": cast(Sampler, langevin),
@@ -67,6 +69,53 @@ def restore_frame(
     guided = Recorder(GUIDANCE[name](prior, problem.measurement), active=settings.record)
     like = problem.measurement.operator.A_adjoint(problem.measurement.y)
     return _summarise(settings, guided, model, like, problem.margin, tell)
+
+
+def denoise_frame(
+    settings: RestoreSettings,
+    prior: Denoiser,
+    model: Model,
+    problem: Problem,
+    tell: Callable[[], None] = lambda: None,
+) -> Restored:
+    """Draw what a denoiser that sees the noisy frame says (source: CDM4MI); `mean` asks it once.
+
+    Raises
+    ------
+    TxmError : pixels are missing, which such a network was never shown.
+    """
+    if not bool(torch.isfinite(problem.frame).all()):
+        raise TxmError(
+            "expected whole frames for a model of --task denoise that sees them, got some with missing "
+            "pixels; use a prior (--model bundled)"
+        )
+    y = problem.measurement.y
+    noise = torch.as_tensor(problem.measurement.s2).sqrt().to(y).expand_as(y)
+    _warn_of_noise(float(noise.mean()) * float(model.spec.extra["scale"]), model)
+    seen = torch.cat([y, noise], 1)
+    guided = with_guidance(prior, settings.scale)
+
+    def denoise(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
+        return guided(x, sigma, seen if cond is None else cond, step)
+
+    if settings.sampler != "mean" and model.spec.target != "mean":
+        recorder = Recorder(denoise, active=settings.record)
+        return _summarise(settings, recorder, model, y, problem.margin, tell)
+    step, largest = Noise(settings.seed), model.spec.sigmas()[-1]
+    x0_hat = denoise(step.start(tuple(y.shape), float(largest), y), largest, seen, step.step(0))
+    return Restored(_cut(from_prior(x0_hat, model), problem.margin), None, [])
+
+
+def _warn_of_noise(deviation: float, model: Model) -> None:
+    """Say where a denoiser is asked for what it never learned."""
+    low, high = model.spec.extra["noise"]
+    if not low / 1.5 <= deviation <= high * 1.5:
+        log.warning(
+            "the noise of %.3g lies outside of %.3g-%.3g, which the model was trained on",
+            deviation,
+            low,
+            high,
+        )
 
 
 def generate_frame(

@@ -10,10 +10,11 @@ from torch import Tensor
 from txmcorrect.diffusion.denoiser import Denoiser
 from txmcorrect.diffusion.patches import Assembly, PatchPrior, patches_within
 from txmcorrect.simulate.objects import SCALE
-from txmcorrect.weights import Model, ModelSpec, load_model
+from txmcorrect.weights import Model, ModelSpec, condition_of, load_model
 
 PAD, PATCH = 16, 64
 CONDITION = "sample"
+KINDS = ("sample", "sinogram", "denoise")  # priors of transmission, and a denoiser that sees it
 
 
 def sample_spec(**extra: Any) -> ModelSpec:
@@ -37,19 +38,22 @@ def sample_spec(**extra: Any) -> ModelSpec:
 
 
 def load_prior(name: str, device: str | torch.device) -> Model:
-    """Load a model of samples.
+    """Load a prior of transmission images, or a denoiser that sees them.
 
     Raises
     ------
     ModelError : it is of something else, or none ships with this version.
     """
-    return load_model(name, CONDITION, device)
+    kind = CONDITION if name == "bundled" else condition_of(name)
+    return load_model(name, kind if kind in KINDS else CONDITION, device)
 
 
 def patch_prior(model: Model, memory: int, assembly: Assembly = "random") -> Denoiser:
     """Denoiser of whole frames within a memory budget in bytes."""
     patch, pad = model.spec.size, int(model.spec.extra["pad"])
-    return PatchPrior(model.denoiser, patch, pad, assembly, patches_within(memory, patch))
+    position = model.spec.condition != "denoise"
+    batch = patches_within(memory, patch)
+    return PatchPrior(model.denoiser, patch, pad, assembly, batch, position)
 
 
 def to_prior(transmission: Tensor, model: Model) -> Tensor:

@@ -118,7 +118,8 @@ def make_prior_batch(settings: TrainSettings, index: int, purpose: str) -> Train
             shares=(1.0,),
             pad=data.pad,
         )
-        cut.append((patches[:, :1], torch.cat([patches[:, 1:], where * data.position], 1)))
+        told = where if data.position else torch.zeros_like(where)
+        cut.append((patches[:, :1], torch.cat([patches[:, 1:], told], 1)))
     x0, cond = (torch.cat(parts) for parts in zip(*cut, strict=True))
     scale = torch.full((batch,), scale_of(data.condition))
     if data.condition == "denoise":
