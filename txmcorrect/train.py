@@ -22,7 +22,7 @@ from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
-from txmcorrect.training.batches import PRIORS, scale_of
+from txmcorrect.training.batches import PRIORS, scale_of, smallest_image
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.loop import Clock, Loop, learning_rate
 from txmcorrect.training.validate import Validation, validate
@@ -61,6 +61,12 @@ def _check(settings: TrainSettings) -> None:
         raise TxmError(
             f"--data {settings.data}: expected a training of the pair condition, got "
             f"{settings.dataset.condition}, which learns from the simulator alone; leave --data away"
+        )
+    data, least = settings.dataset, smallest_image(settings.dataset)
+    if data.condition in PRIORS and least < max(data.patches) and data.sides != (least, least):
+        raise TxmError(
+            f"dataset.patches: expected at most {least} pixels, the shortest side of an image with its "
+            f"border, got {max(data.patches)}; raise dataset.sides or dataset.pad"
         )
     if settings.diffusion.schedule not in SCHEDULES:
         raise TxmError(f"diffusion.schedule: expected one of {', '.join(SCHEDULES)}")

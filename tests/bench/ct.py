@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from variation import total_variation
 
 from txmcorrect.diffusion.denoiser import Noise
 from txmcorrect.diffusion.guidance import GUIDANCE, Measurement
@@ -32,7 +33,6 @@ from txmcorrect.weights import load_model
 
 SIRT_ITERATIONS = (10, 20, 40, 80, 160, 320)
 TV_WEIGHTS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-TV_ITERATIONS, RATIO = 300, 10.0
 PROBLEMS = {
     "20 views": (20, math.pi),
     "60 views": (60, math.pi),
@@ -61,47 +61,8 @@ def measure(fine, views, arc, counts, seed):
     return torch.from_numpy(y), s2, Projector(ParallelBeam(theta, size), size)
 
 
-def total_variation(operator, y, weight):
-    """min |A x - y|^2 / 2 + weight |grad x|, x >= 0 (Chambolle and Pock 2011, Algorithm 1).
-
-    The problem is stated for A / |A|, which balances the two terms' steps: it converges much sooner.
-    """
-    size = operator.size
-    probe = torch.rand(1, size, size, generator=torch.Generator().manual_seed(0))
-    for _ in range(20):
-        probe = operator.A_adjoint(operator.A(probe))
-        norm = float(probe.norm())
-        probe = probe / norm
-    scale = math.sqrt(norm)
-    y, weight = y / scale, weight / norm
-    step = 0.95 / math.sqrt(1 + 8)
-    # Primal steps are long and dual ones short, as the image's values and the weights are small.
-    primal, dual = step * RATIO, step / RATIO
-    x = torch.zeros(1, size, size)
-    ahead, p, q = x, torch.zeros_like(y), torch.zeros(2, 1, size, size)
-    for _ in range(TV_ITERATIONS):
-        p = (p + dual * (operator.A(ahead) / scale - y)) / (1 + dual)
-        q = q + dual * gradient(ahead)
-        q = q / q.norm(dim=0).div(weight).clamp(min=1)
-        new = (x - primal * (operator.A_adjoint(p) / scale - divergence(q))).clamp(min=0)
-        ahead, x = 2 * new - x, new
-    return x
-
-
-def gradient(x):
-    g = torch.zeros(2, *x.shape)
-    g[0, ..., :-1, :] = x[..., 1:, :] - x[..., :-1, :]
-    g[1, ..., :, :-1] = x[..., :, 1:] - x[..., :, :-1]
-    return g
-
-
-def divergence(q):
-    d = torch.zeros_like(q[0])
-    d[..., :-1, :] += q[0][..., :-1, :]
-    d[..., 1:, :] -= q[0][..., :-1, :]
-    d[..., :, :-1] += q[1][..., :, :-1]
-    d[..., :, 1:] -= q[1][..., :, :-1]
-    return d
+def variation(operator, y, weight):
+    return total_variation(operator.A, operator.A_adjoint, y, weight, floor=0.0)[0]
 
 
 def peers(operator, y, truth):
@@ -115,7 +76,7 @@ def peers(operator, y, truth):
     return {
         "FBP": best([fbp(beam, size, y, f)[0] for f in WINDOWS], truth),
         "SIRT": best(curve, truth),
-        "TV": best([total_variation(operator, y, w)[0] for w in TV_WEIGHTS], truth),
+        "TV": best([variation(operator, y, w) for w in TV_WEIGHTS], truth),
     }
 
 

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from txmcorrect.background.conditions import LOG_SCALE, Basis, pair_condition
 from txmcorrect.background.stack import bank_modes, stack_condition
 from txmcorrect.background.windows import Known, joined, make_stack
-from txmcorrect.config import TrainSettings
+from txmcorrect.config import DataSettings, TrainSettings
 from txmcorrect.diffusion.patches import draw_patches
+from txmcorrect.simulate.bodies import LOWEST, draw_plane
 from txmcorrect.simulate.bodies import SCALE as PLANE_SCALE
 from txmcorrect.simulate.bodies import SIDES as PLANES
-from txmcorrect.simulate.bodies import draw_plane
 from txmcorrect.simulate.draws import PairBatch, draw_pairs
 from txmcorrect.simulate.objects import SCALE, SIDES, draw_objects, draw_sinogram
 from txmcorrect.simulate.scans import stream
@@ -129,6 +129,14 @@ def make_prior_batch(settings: TrainSettings, index: int, purpose: str) -> Train
         noisy = x0 + sigma * torch.randn(x0.shape, generator=generator)
         cond = torch.cat([noisy, sigma.expand_as(x0)], 1)
     return TrainBatch(x0, cond, torch.ones_like(x0), scale, scale[0] * x0.expand(-1, 2, -1, -1))
+
+
+def smallest_image(data: DataSettings) -> int:
+    """Shortest side of a prior's training image, its border included."""
+    low, high = data.sides or (PLANES if data.condition == "slice" else SIDES)
+    if data.condition == "slice":
+        return (low if low == high else min(low, LOWEST)) + 2 * data.pad
+    return round((0.4 if data.condition == "sinogram" else 0.6) * low) + 2 * data.pad
 
 
 def scale_of(condition: str) -> float:
