@@ -401,10 +401,19 @@ class RestoreSettings(ReadSettings):
     example: ClassVar[str] = "txmcorrect restore corrected.h5 --task denoise --out restored.h5"
 
     scan: Path | None = argument("Scan to restore (none for --task generate).", default=None)
-    task: Literal["denoise", "deblur", "superres", "inpaint", "generate"] = option(
-        "denoise", "What to do."
+    task: Literal["denoise", "deblur", "superres", "inpaint", "fourier", "generate"] = option(
+        "denoise", "What to do; fourier takes complex frequencies (npy), 0 where not measured."
     )
     out: Path | None = option(None, "Result; default <stem>.restored.h5.")
+    across: str | None = option(
+        None, "Prior of the planes across the frames (stack, x): restores the stack as one volume."
+    )
+    turns: float = option(
+        2.0, "As one volume: every how many steps the planes across have their turn.", ge=1
+    )
+    axis: Literal["frame", "stack"] = option(
+        "frame", "Superresolution: within frames, or of thick frames along the stack."
+    )
     model: str = option(
         "bundled", "Model file: a prior (sample, sinogram, slice), a denoiser, or `bundled`."
     )
@@ -417,8 +426,8 @@ class RestoreSettings(ReadSettings):
     sampler: Literal["ddpm", "ddim", "dpmpp", "langevin", "pc", "mean"] = option(
         "ddpm", "How samples are drawn; mean (denoise only) is one evaluation without a spread."
     )
-    samples: int = option(4, "Samples of the posterior (2 or more give a spread).", ge=1)
-    steps: int = option(50, "Noise levels a sample.", ge=1)
+    samples: int = option(8, "Samples of the posterior (2 or more give a spread).", ge=1)
+    steps: int = option(25, "Noise levels a sample.", ge=1)
     noise: str = option("auto", "auto, poisson, gaussian, or a deviation in transmission.")
     psf: float = option(1.5, "Deviation of the blur to undo, in pixels.", gt=0)
     psf_file: Path | None = option(None, "Measured point spread (TIFF or npy), instead of --psf.")
@@ -430,7 +439,7 @@ class RestoreSettings(ReadSettings):
     assembly: Literal["random", "fixed", "average"] = option("random", "How patches make a frame.")
     frames: FrameSlice | None = option(None, "Frames to restore, a:b:n.")
     size: int = option(256, "Generate: side of the frames in pixels.", ge=32)
-    number: int = option(4, "Generate: how many frames.", ge=1)
+    number: int = option(4, "Generate: how many frames; as one volume, how deep.", ge=1)
     record: bool = option(False, "Write how the first frame came about: sheet and GIF.")
     memory: Bytes = option(2 * 1024**3, "Memory budget, e.g. 2GiB.")
 

@@ -25,17 +25,14 @@ Report = Callable[[str, int, int], None]
 
 def slice_planes(model: Model) -> tuple[Denoiser, Denoiser]:
     """Priors of planes across and along the axis, both from a model of slices."""
-    return _plane(model, AXIAL), _plane(model, UPRIGHT)
+    return plane(model, AXIAL), plane(model, UPRIGHT)
 
 
-def _plane(model: Model, which: float) -> Denoiser:
-    prior = PatchPrior(
-        model.denoiser,
-        model.spec.size,
-        int(model.spec.extra["pad"]),
-        batch=PATCHES,
-        position=bool(model.spec.extra.get("position", True)),
-    )
+def plane(model: Model, which: float = AXIAL) -> Denoiser:
+    """Prior of one kind of plane; a model of slices is told `which`, others know one kind only."""
+    prior = PatchPrior(model.denoiser, model.spec.size, int(model.spec.extra["pad"]), batch=PATCHES)
+    if model.spec.condition != "slice":
+        return prior
 
     def denoise(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
         return prior(x, sigma, torch.full_like(x[:1], which), step)

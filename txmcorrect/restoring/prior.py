@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from txmcorrect.weights import Model, ModelSpec, condition_of, load_model
 
 PAD, PATCH = 16, 64
 CONDITION = "sample"
-KINDS = ("sample", "sinogram", "denoise")  # priors of transmission, and a denoiser that sees it
+# Priors of transmission, of attenuation, and a denoiser that sees the noisy transmission.
+KINDS = ("sample", "sinogram", "slice", "denoise")
 
 
 def sample_spec(**extra: Any) -> ModelSpec:
@@ -56,13 +58,24 @@ def patch_prior(model: Model, memory: int, assembly: Assembly = "random") -> Den
     return PatchPrior(model.denoiser, patch, pad, assembly, batch, position)
 
 
-def to_prior(transmission: Tensor, model: Model) -> Tensor:
-    """Transmission to what the prior sees."""
+def of_attenuation(model: Model, unit: float) -> Model:
+    """The same prior of slices for data whose typical attenuation is `unit`."""
+    extra = {**model.spec.extra, "scale": model.spec.extra["scale"] * unit, "vacuum": 0.0}
+    return replace(model, spec=replace(model.spec, extra=extra))
+
+
+def to_prior(values: Tensor, model: Model) -> Tensor:
+    """Transmission (or attenuation) to what the prior sees: vacuum is 0."""
     scale: float = model.spec.extra["scale"]
-    return (transmission - 1) / scale
+    return (values - vacuum(model)) / scale
 
 
 def from_prior(x0: Tensor, model: Model) -> Tensor:
-    """Back to transmission."""
+    """Back to transmission (or attenuation)."""
     scale: float = model.spec.extra["scale"]
-    return x0 * scale + 1
+    return x0 * scale + vacuum(model)
+
+
+def vacuum(model: Model) -> float:
+    """Value where there is nothing: 1 of transmission, 0 of attenuation."""
+    return float(model.spec.extra.get("vacuum", 0.0 if model.spec.condition == "slice" else 1.0))
