@@ -318,3 +318,34 @@ def test_denoisers_run_from_the_command_line(tmp_path, caplog):
     scan = save(tmp_path / "hole.npy", hole)
     with pytest.raises(TxmError, match="missing pixels"):
         workflow.run(RestoreSettings(scan=scan, model=denoiser_file(tmp_path), quiet=True))
+
+
+def test_even_noise_is_taken_off_by_the_prior_alone(exact):
+    """From the frame itself, without guidance: mean and spread are the exact posterior's."""
+    model = workflow.load_prior("bundled", "cpu")
+    truth = smooth_frames(1)[0]
+    noisy = truth + 0.1 * np.random.default_rng(4).standard_normal(truth.shape).astype(np.float32)
+    options = {"scan": Path("-"), "noise": "0.1", "border": "empty", "quiet": True}
+    settings = RestoreSettings(**options, samples=24, steps=15)
+    problem = pose(settings, noisy, model, torch.device("cpu"))
+    calls = []
+    spy = lambda x, s, c, step: (calls.append(float(s)), model.denoiser(x, s, c, step))[1]  # noqa: E731
+    found = restore_frame(settings, spy, model, problem)
+    assert max(calls) == pytest.approx(0.1 / SCALE)
+    once = restore_frame(
+        settings.model_copy(update={"sampler": "mean"}), model.denoiser, model, problem
+    )
+    spread = float(found.std.square().mean().sqrt())
+    assert rms(found.mean.numpy(), once.mean.numpy()) < 0.35 * spread  # 24 samples: 0.20
+    assert spread == pytest.approx(rms(once.mean.numpy(), truth), rel=0.25)
+
+
+def test_a_covered_frame_goes_on_beyond_its_edge(exact):
+    settings = RestoreSettings(scan=Path("-"), sampler="mean", noise="0.1", quiet=True)
+    model = workflow.load_prior("bundled", "cpu")
+    problem = pose(settings, smooth_frames(1)[0], model, torch.device("cpu"))
+    assert problem.measurement.y.shape == (1, 1, H + 32, W + 32)
+    np.testing.assert_allclose(
+        problem.measurement.y[0, 0, 15, 16:-16], problem.measurement.y[0, 0, 17, 16:-16]
+    )
+    assert restore_frame(settings, model.denoiser, model, problem).mean.shape == (H, W)

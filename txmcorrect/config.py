@@ -437,6 +437,9 @@ class RestoreSettings(ReadSettings):
     )
     counts: float | None = option(None, "Counts of an empty pixel, for raw frames.", gt=0)
     assembly: Literal["random", "fixed", "average"] = option("random", "How patches make a frame.")
+    border: Literal["mirrored", "empty"] = option(
+        "mirrored", "Denoise whole frames: what lies beyond their edge."
+    )
     frames: FrameSlice | None = option(None, "Frames to restore, a:b:n.")
     size: int = option(256, "Generate: side of the frames in pixels.", ge=32)
     number: int = option(4, "Generate: how many frames; as one volume, how deep.", ge=1)

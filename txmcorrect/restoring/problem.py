@@ -31,6 +31,7 @@ from txmcorrect.restoring.prior import from_prior, to_prior, vacuum
 from txmcorrect.scan import Array
 from txmcorrect.weights import Model
 
+MARGIN = 16  # pixels of mirrored frame
 COUNTS_NOT_TRANSMISSION = 5.0  # no transmission image has a median above this
 
 
@@ -77,11 +78,24 @@ def pose(
     known = torch.isfinite(image)
     filled = torch.where(known, image, vacuum(model))
     noise = noise or noise_of(settings.noise, image)
-    operator, margin = _operator(settings, filled, known, device)
+    margin = (0, 0)
+    if settings.border == "mirrored" and settings.task == "denoise" and bool(known.all()):
+        # A frame that a sample covers does not end at its edge; a prior takes what is there for empty.
+        margin = (min(MARGIN, image.shape[0] - 1), min(MARGIN, image.shape[1] - 1))
+        filled = _mirrored(filled, margin)
+        known = torch.isfinite(filled)
+    operator, beyond = _operator(settings, filled, known, device)
+    margin = (margin[0] + beyond[0], margin[1] + beyond[1])
     y = to_prior(filled, model)[None, None].to(device) * known.to(device)
     s2 = _variance(noise, filled, isinstance(operator, Identity | Inpainting))
     s2 = s2 / float(model.spec.extra["scale"]) ** 2
     return Problem(Measurement(operator, y, s2.to(device)), noise, margin, image)
+
+
+def _mirrored(image: Tensor, margin: tuple[int, int]) -> Tensor:
+    """`(h, w)` with its own mirror image around it."""
+    my, mx = margin
+    return torch.nn.functional.pad(image[None, None], (mx, mx, my, my), mode="reflect")[0, 0]
 
 
 def _pose_frequencies(

@@ -75,6 +75,7 @@ def restore_stack(
     if scan is not None and model.spec.condition == "slice":
         unit = _unit(scan)
         model, across = of_attenuation(model, unit), of_attenuation(across, unit)
+    settings = settings.model_copy(update={"border": "empty"})
     noise: dict[int, NoiseModel] = {}
     upended = settings.task == "superres" and settings.axis == "stack"
     if scan is None:
