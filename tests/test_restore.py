@@ -17,6 +17,7 @@ from txmcorrect.diffusion.denoiser import per_item
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.metrics import psnr
 from txmcorrect.physics import BlockMean, gaussian_kernel, open_blur, separable_blur
+from txmcorrect.report.restoration import radial_power
 from txmcorrect.restoring.draw import denoise_frame, restore_frame
 from txmcorrect.restoring.prior import SCALE, load_prior, patch_prior, sample_spec
 from txmcorrect.restoring.problem import noise_of, pose
@@ -167,7 +168,7 @@ def test_generates_and_records(tmp_path, exact):
 def test_file_tells_what_was_done_and_is_not_normalised_twice(tmp_path, exact):
     scan = save(tmp_path / "scan.npy", smooth_frames(1))
     out = workflow.run(RestoreSettings(scan=scan, noise="0.05", record=True, **QUICK)).outputs
-    assert [p.suffix for p in out] == [".h5", ".png", ".png", ".gif"]
+    assert [p.suffix for p in out] == [".h5", ".png", ".html", ".png", ".gif"]
     assert all(p.stat().st_size > 0 for p in out)
     with h5py.File(out[0]) as file:
         group = file["process/txmcorrect/restore"]
@@ -349,3 +350,13 @@ def test_a_covered_frame_goes_on_beyond_its_edge(exact):
         problem.measurement.y[0, 0, 15, 16:-16], problem.measurement.y[0, 0, 17, 16:-16]
     )
     assert restore_frame(settings, model.denoiser, model, problem).mean.shape == (H, W)
+
+
+def test_the_spectrum_of_white_noise_is_flat():
+    noise = 0.1 * np.random.default_rng(0).standard_normal((96, 128))
+    k, power = radial_power(noise)
+    assert (0 < k).all() and (k < 0.5).all()
+    np.testing.assert_allclose(power[2:], 0.01, rtol=0.35)
+    smooth = np.cumsum(np.cumsum(noise, 0), 1)
+    _, low = radial_power(smooth)
+    assert low[:2].mean() > 100 * low[-2:].mean()

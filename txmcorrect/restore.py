@@ -15,7 +15,7 @@ from txmcorrect.errors import TxmError
 from txmcorrect.formats import open_scan
 from txmcorrect.physics import NoiseModel
 from txmcorrect.progress import Stages
-from txmcorrect.report.restoration import write_comparison, write_trajectory
+from txmcorrect.report.restoration import restoration_report, write_comparison, write_trajectory
 from txmcorrect.restoring.draw import Restored, denoise_frame, generate_frame, restore_frame
 from txmcorrect.restoring.output import assemble, frame_name
 from txmcorrect.restoring.prior import load_prior, patch_prior
@@ -151,7 +151,7 @@ def _restore_all(
                 found = restore(settings, prior, model, problem, tell)
             _store(part, index, found, problem)
             if index == 0:
-                pictures = _draw(part.out, problem, found)
+                pictures = _draw(part.out, problem, found, settings)
     return pictures
 
 
@@ -206,13 +206,26 @@ def _store(part: PartFolder, index: int, found: Restored, problem: Problem | Non
     part.save_arrays(frame_name(index), **arrays)
 
 
-def _draw(out: Path, problem: Problem | None, found: Restored) -> list[Path]:
-    """Pictures beside the result."""
+def _draw(
+    out: Path, problem: Problem | None, found: Restored, settings: RestoreSettings
+) -> list[Path]:
+    """Pictures and a page beside the result."""
     pictures: list[Path] = []
     if problem is not None:
         pictures.append(out.with_suffix(".png"))
         std = None if found.std is None else found.std.numpy()
-        write_comparison(pictures[0], problem.frame.numpy(), found.mean.numpy(), std)
+        measured, mean = problem.frame.numpy(), found.mean.numpy()
+        write_comparison(pictures[0], measured, mean, std)
+        if measured.shape == mean.shape and settings.task == "denoise":
+            noise = problem.noise.floor, problem.noise.gain
+            facts = {
+                "task": settings.task,
+                "how": _how(settings),
+                "noise": f"variance {noise[0]:.3g} + {noise[1]:.3g} x transmission",
+                "model": settings.model,
+            }
+            page = out.with_suffix(".html")
+            pictures.append(restoration_report(page, measured, mean, std, noise, facts))
     if found.trajectory:
         steps = [(sigma, image.numpy()) for sigma, image in found.trajectory]
         pictures += write_trajectory(out, steps)
