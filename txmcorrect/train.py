@@ -63,7 +63,7 @@ def _check(settings: TrainSettings) -> None:
             f"{settings.dataset.condition}, which learns from the simulator alone; leave --data away"
         )
     data, least = settings.dataset, smallest_image(settings.dataset)
-    if data.condition in PRIORS and least < max(data.patches) and data.sides != (least, least):
+    if data.condition in PRIORS and least < max(data.patches):
         raise TxmError(
             f"dataset.patches: expected at most {least} pixels, the shortest side of an image with its "
             f"border, got {max(data.patches)}; raise dataset.sides or dataset.pad"
