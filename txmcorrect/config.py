@@ -415,7 +415,8 @@ class RestoreSettings(ReadSettings):
         "frame", "Superresolution: within frames, or of thick frames along the stack."
     )
     model: str = option(
-        "bundled", "Model file: a prior (sample, sinogram, slice), a denoiser, or `bundled`."
+        "bundled",
+        "Model file: a prior or a denoiser; or one that ships: `sample` (bundled), `slice`.",
     )
     scale: float = option(
         1.0, "Guidance scale of a denoiser that sees the noisy frame; 0 ignores it.", ge=0

@@ -42,10 +42,14 @@ def sample_spec(**extra: Any) -> ModelSpec:
 def load_prior(name: str, device: str | torch.device) -> Model:
     """Load a prior of transmission images, or a denoiser that sees them.
 
+    `name` is a file, `bundled` (the prior of samples that ships), or the kind of a model that ships.
+
     Raises
     ------
     ModelError : it is of something else, or none ships with this version.
     """
+    if name in KINDS:
+        return load_model("bundled", name, device)
     kind = CONDITION if name == "bundled" else condition_of(name)
     return load_model(name, kind if kind in KINDS else CONDITION, device)
 
