@@ -152,5 +152,7 @@ def test_what_a_volume_needs(tmp_path, exact):
     x = truth((2, H, W))
     with pytest.raises(UsageError, match="ddnm only"):
         restored(tmp_path, x, across="planes", guidance="dps")
+    with pytest.raises(UsageError, match="drawn by pc"):
+        restored(tmp_path, x, across="planes", sampler="mean")
     with pytest.raises(UsageError, match="--across"):
         restored(tmp_path, x, task="superres", axis="stack")

@@ -66,11 +66,15 @@ def restore_stack(
 
     Raises
     ------
-    UsageError : a guidance that needs gradients was asked for. TxmError : see `pose`.
+    UsageError : a guidance or sampler was asked for that volumes do not have. TxmError : see `pose`.
     """
     if settings.guidance not in ("auto", "ddnm"):
         raise UsageError(
             f"--guidance {settings.guidance}: a stack as one volume is met by ddnm only"
+        )
+    if settings.sampler not in ("ddpm", "pc") or settings.record:
+        raise UsageError(
+            f"--sampler {settings.sampler}: a stack as one volume is drawn by pc, and not recorded"
         )
     if scan is not None and model.spec.condition == "slice":
         unit = _unit(scan)

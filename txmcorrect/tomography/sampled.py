@@ -46,6 +46,8 @@ def store_sampled_slices(
     report: Report,
 ) -> None:
     """Draw the volume given all sinograms, and store its slices and, of several, their spread."""
+    if plan.contrast == "phase":
+        log.warning("tpdm: the prior knows absorption only; phase contrast may come out wrong")
     _, h, w = writer.slabs.shape
     device = choose_device(settings.device)
     beam = ParallelBeam(torch.from_numpy(plan.theta).to(device), w, centre.value)
