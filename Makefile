@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-mosaic bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -49,10 +49,31 @@ bench-uncon: install
 model-%: install
 	$(TXM) train --config configs/$*.yaml --out runs/$*
 
-# Restoration by the prior of samples against classical methods.
+# Restoration by the prior of samples against classical methods; BM3D comes in where it is installed
+# (pip install bm3d; its licence allows research only), a regression of the same size with
+# WITH="--regression runs/denoise-regression/model.safetensors" (configs/denoise-regression.yaml).
 bench-restore: install
 	mkdir -p bench
-	$(PY) tests/bench/restore.py bundled --out bench/restore.json
+	$(PY) tests/bench/restore.py bundled --out bench/restore.json $(WITH)
+
+# Few views and short arcs against FBP, SIRT and total variation; both planes against slices alone.
+bench-ct: install
+	mkdir -p bench
+	$(PY) tests/bench/ct.py --out bench/ct.json
+	$(PY) tests/bench/ct.py --volume --objects 3 --samples 2 --out bench/ct-volume.json
+
+# Bias and spread of guidance where the posterior is known; its cost; memory of patches.
+bench-guidance: install
+	mkdir -p bench
+	$(PY) tests/bench/guidance.py --out bench/guidance.json
+
+# Position channels; patches against whole images. Trains six small networks.
+bench-ablation: install
+	$(PY) tests/bench/ablation.py
+
+# Source 4's study: conditioning x guidance x noise level. Trains five small networks.
+study: install
+	$(PY) tests/bench/study.py
 
 # Peers come in when their interpreters are named: make bench-mosaic PEERS="--ashlar /path/python".
 bench-mosaic: install

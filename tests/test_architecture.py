@@ -39,7 +39,7 @@ WORKFLOWS = {
 GROUPS = [
     FOUNDATION,
     ALGORITHMS,
-    {"weights", "judge"},  # a denoiser with its file; peers and scenes to judge by
+    {"weights", "volumes", "judge"},  # denoisers with their files; peers and scenes to judge by
     {"background"},
     {"report"},
     set().union(*WORKFLOWS.values()),

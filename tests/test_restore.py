@@ -17,11 +17,12 @@ from txmcorrect.diffusion.denoiser import per_item
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.metrics import psnr
 from txmcorrect.physics import BlockMean, gaussian_kernel, open_blur, separable_blur
-from txmcorrect.restoring.draw import restore_frame
+from txmcorrect.report.restoration import radial_power
+from txmcorrect.restoring.draw import denoise_frame, restore_frame
 from txmcorrect.restoring.prior import SCALE, load_prior, patch_prior, sample_spec
 from txmcorrect.restoring.problem import noise_of, pose
 from txmcorrect.simulate.objects import draw_transmission
-from txmcorrect.weights import Model, save_model
+from txmcorrect.weights import Model, ModelSpec, save_model
 
 H, W = 32, 40
 QUICK = {"steps": 20, "samples": 3, "quiet": True}
@@ -167,7 +168,7 @@ def test_generates_and_records(tmp_path, exact):
 def test_file_tells_what_was_done_and_is_not_normalised_twice(tmp_path, exact):
     scan = save(tmp_path / "scan.npy", smooth_frames(1))
     out = workflow.run(RestoreSettings(scan=scan, noise="0.05", record=True, **QUICK)).outputs
-    assert [p.suffix for p in out] == [".h5", ".png", ".png", ".gif"]
+    assert [p.suffix for p in out] == [".h5", ".png", ".html", ".png", ".gif"]
     assert all(p.stat().st_size > 0 for p in out)
     with h5py.File(out[0]) as file:
         group = file["process/txmcorrect/restore"]
@@ -259,3 +260,103 @@ def test_the_bundled_prior_takes_noise_off_and_leaves_the_sample():
     assert psnr(found.mean.numpy(), truth) > psnr(noisy, truth) + 6
     slope = np.polyfit(truth.ravel(), found.mean.numpy().ravel(), 1)[0]
     assert slope == pytest.approx(1, abs=0.1)
+
+
+def denoiser_file(tmp_path, target="v"):
+    """An untrained network that sees the noisy frame."""
+    network = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (), "patch": 2}
+    extra = {"pad": 0, "scale": SCALE, "noise": [0.02, 0.3]}
+    spec = ModelSpec(network, "denoise", 2, 32, target=target, schedule="karras", extra=extra)
+    save_model(tmp_path / f"{target}.safetensors", spec.build().state_dict(), spec)
+    return str(tmp_path / f"{target}.safetensors")
+
+
+class Shrinks(torch.nn.Module):
+    """Exact for white pixels of deviation 1 given the noisy frame: ignores x; 0 without a frame."""
+
+    def forward(self, x, sigma, cond, step):
+        if cond is None:
+            return torch.zeros_like(x)
+        return cond[:, :1] / (1 + cond[:, 1:2] ** 2)
+
+
+def test_a_denoiser_sees_frame_and_noise(tmp_path):
+    model = load_prior(denoiser_file(tmp_path), "cpu")
+    model = Model(Shrinks(), model.spec, "exact", "exact")
+    rng = np.random.default_rng(0)
+    truth = 1 + SCALE * rng.standard_normal((H, W)).astype(np.float32)
+    noisy = truth + 0.1 * rng.standard_normal(truth.shape).astype(np.float32)
+    best = 1 + (noisy - 1) / (1 + (0.1 / SCALE) ** 2)
+    for sampler, scale in (("ddim", 1.0), ("ddpm", 1.0), ("mean", 1.0), ("ddim", 0.5)):
+        settings = RestoreSettings(
+            scan=Path("-"), sampler=sampler, scale=scale, noise="0.1", **QUICK
+        )
+        problem = pose(settings, noisy, model, torch.device("cpu"))
+        found = denoise_frame(settings, patch_prior(model, 2**30), model, problem)
+        np.testing.assert_allclose(found.mean, 1 + scale * (best - 1), atol=1e-4)
+        assert (found.std is None) == (sampler == "mean")
+
+
+def test_denoisers_run_from_the_command_line(tmp_path, caplog):
+    scan = save(tmp_path / "scan.npy", smooth_frames(2))
+    for target in ("eps", "x0", "mean"):
+        mean, std = restored(
+            RestoreSettings(
+                scan=scan,
+                model=denoiser_file(tmp_path, target),
+                sampler="ddim",
+                overwrite=True,
+                noise="1.0",
+                **QUICK,
+            )
+        )
+        assert np.isfinite(mean).all() and (std is None) == (target == "mean")
+    assert "outside of 0.02-0.3" in caplog.text
+    with pytest.raises(UsageError, match="needs a prior"):
+        workflow.run(RestoreSettings(scan=scan, task="deblur", model=denoiser_file(tmp_path)))
+    hole = smooth_frames(1)
+    hole[0, 3, 3] = np.nan
+    scan = save(tmp_path / "hole.npy", hole)
+    with pytest.raises(TxmError, match="missing pixels"):
+        workflow.run(RestoreSettings(scan=scan, model=denoiser_file(tmp_path), quiet=True))
+
+
+def test_even_noise_is_taken_off_by_the_prior_alone(exact):
+    """From the frame itself, without guidance: mean and spread are the exact posterior's."""
+    model = workflow.load_prior("bundled", "cpu")
+    truth = smooth_frames(1)[0]
+    noisy = truth + 0.1 * np.random.default_rng(4).standard_normal(truth.shape).astype(np.float32)
+    options = {"scan": Path("-"), "noise": "0.1", "border": "empty", "quiet": True}
+    settings = RestoreSettings(**options, samples=24, steps=15)
+    problem = pose(settings, noisy, model, torch.device("cpu"))
+    calls = []
+    spy = lambda x, s, c, step: (calls.append(float(s)), model.denoiser(x, s, c, step))[1]  # noqa: E731
+    found = restore_frame(settings, spy, model, problem)
+    assert max(calls) == pytest.approx(0.1 / SCALE)
+    once = restore_frame(
+        settings.model_copy(update={"sampler": "mean"}), model.denoiser, model, problem
+    )
+    spread = float(found.std.square().mean().sqrt())
+    assert rms(found.mean.numpy(), once.mean.numpy()) < 0.35 * spread  # 24 samples: 0.20
+    assert spread == pytest.approx(rms(once.mean.numpy(), truth), rel=0.25)
+
+
+def test_a_covered_frame_goes_on_beyond_its_edge(exact):
+    settings = RestoreSettings(scan=Path("-"), sampler="mean", noise="0.1", quiet=True)
+    model = workflow.load_prior("bundled", "cpu")
+    problem = pose(settings, smooth_frames(1)[0], model, torch.device("cpu"))
+    assert problem.measurement.y.shape == (1, 1, H + 32, W + 32)
+    np.testing.assert_allclose(
+        problem.measurement.y[0, 0, 15, 16:-16], problem.measurement.y[0, 0, 17, 16:-16]
+    )
+    assert restore_frame(settings, model.denoiser, model, problem).mean.shape == (H, W)
+
+
+def test_the_spectrum_of_white_noise_is_flat():
+    noise = 0.1 * np.random.default_rng(0).standard_normal((96, 128))
+    k, power = radial_power(noise)
+    assert (0 < k).all() and (k < 0.5).all()
+    np.testing.assert_allclose(power[5:], 0.01, rtol=0.4)
+    smooth = np.cumsum(np.cumsum(noise, 0), 1)
+    _, low = radial_power(smooth)
+    assert low[:2].mean() > 100 * low[-2:].mean()

@@ -255,6 +255,7 @@ def test_tooth(shared_data: Path, tmp_path):
     assert image[300:330, 225:232].mean() > 4e-3  # enamel: twenty times what air may be
 
 
-def test_a_method_without_priors_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ModelError, match="tpdm"):
-        tomo(tmp_path / "no-scan.h5", method="tpdm")
+def test_a_missing_prior_is_refused_before_any_work(scan, tmp_path):
+    with pytest.raises(ModelError, match="expected a model file"):
+        tomo(scan, method="tpdm", prior=str(tmp_path / "none.safetensors"))
+    assert not (tmp_path / "out.h5.part").exists()

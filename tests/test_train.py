@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState
 from filelock import FileLock
 
 from txmcorrect import train, weights
-from txmcorrect.config import TrainSettings, load_settings
+from txmcorrect.config import DataSettings, TrainSettings, load_settings
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.restoring.prior import from_prior, load_prior, to_prior
 from txmcorrect.training import loop
-from txmcorrect.training.batches import Batches
+from txmcorrect.training.batches import PRIORS, Batches, make_prior_batch
 from txmcorrect.training.checkpoint import Average
 from txmcorrect.training.validate import Validation
 from txmcorrect.weights import load_model, read_tensors
@@ -395,3 +395,33 @@ def test_a_prior_of_samples_learns_patches_and_their_places(tmp_path):
     model = load_prior(str(tmp_path / "run" / "model.safetensors"), "cpu")
     assert model.spec.extra["pad"] == 16 and model.spec.domain == "transmission"
     assert torch.equal(from_prior(to_prior(torch.ones(1), model), model), torch.ones(1))
+
+
+@pytest.mark.parametrize("condition", ["slice", "sinogram", "denoise"])
+def test_priors_and_denoisers_draw_what_they_are_told(condition):
+    data = DataSettings(condition=condition, patches=(32,), shares=(1.0,), pad=8, sides=(80, 96))
+    settings = TrainSettings(batch=6, dataset=data)
+    one, again = (make_prior_batch(settings, 3, "train") for _ in range(2))
+    for a, b in zip(one.tensors, again.tensors, strict=True):
+        assert torch.equal(a, b) and torch.isfinite(a).all()
+    assert one.x0.shape == (6, 1, 32, 32)
+    assert one.cond.shape == (6, PRIORS[condition], 32, 32)
+    if condition == "denoise":  # the frame shown is the target with the noise that is stated
+        noise = (one.cond[:, :1] - one.x0) / one.cond[:, 1:]
+        assert noise.std() == pytest.approx(1, abs=0.05)
+        return
+    lost = settings.model_copy(
+        update={"dataset": data.model_copy(update={"position": False, "images": 1})}
+    )
+    batch = make_prior_batch(lost, 3, "train")
+    assert (batch.cond[:, -2:] == 0).all() and (one.cond[:, -2:] != 0).any()
+    assert torch.equal(
+        make_prior_batch(lost, 3, "validate").x0,
+        make_prior_batch(settings, 3, "validate").x0,
+    )
+
+
+def test_images_smaller_than_their_patches_are_refused(tmp_path):
+    data = DataSettings(condition="denoise", patches=(64,), shares=(1.0,), pad=0)
+    with pytest.raises(TxmError, match="expected at most 48 pixels"):
+        train.run(TrainSettings(out=tmp_path / "run", dataset=data, steps=1))

@@ -238,8 +238,10 @@ class DiffusionSettings(Part):
 class DataSettings(Part):
     """What a training batch is made of."""
 
-    condition: Literal["pair", "stack", "sample"] = Field(
-        "pair", description="pair and stack generate backgrounds; sample is the prior of restore."
+    condition: Literal["pair", "stack", "sample", "slice", "sinogram", "denoise"] = Field(
+        "pair",
+        description="pair and stack generate backgrounds; sample (frames), slice (both planes of a "
+        "volume) and sinogram are priors; denoise sees a noisy frame.",
     )
     size: int = Field(64, ge=16, description="Long side of a training frame in pixels.")
     real: float = Field(0.5, ge=0, le=1, description="Share of batches from --data, where given.")
@@ -253,6 +255,12 @@ class DataSettings(Part):
     patches: tuple[int, ...] = Field((16, 32, 64), description="Sides of patches (sample).")
     shares: tuple[float, ...] = Field((0.2, 0.3, 0.5), description="How often each side is drawn.")
     pad: int = Field(16, ge=0, description="Empty border around images, in pixels (sample).")
+    position: bool = Field(True, description="Whether a prior is told where patches lie.")
+    images: int | None = Field(None, ge=1, description="Train a prior on this few images only.")
+    sides: tuple[int, int] | None = Field(None, description="Range of a prior's images, in pixels.")
+    noise: tuple[float, float] = Field(
+        (0.02, 0.3), description="Deviation of the noise that denoise sees (log-uniform)."
+    )
 
 
 class TrainSettings(Settings):
@@ -375,6 +383,12 @@ class TomoSettings(CorrectSettings):
         "shepp-logan", "Filter of fbp."
     )
     iterations: int = option(100, "Iterations of sirt and mlem.", ge=1)
+    prior: str = option("bundled", "Model of slices for tpdm: a file, or `bundled`.")
+    levels: int = option(50, "Noise levels of tpdm.", ge=1)
+    draws: int = option(
+        1, "Volumes tpdm draws; their mean is written, of 2 or more the spread.", ge=1
+    )
+    turns: float = option(2.0, "Tpdm: every how many steps the upright plane has its turn.", ge=1)
     align: Literal["none", "stored", "common-line", "correlation"] = option(
         "stored", "Shifts applied: the file's, or the file's and estimated ones."
     )
@@ -393,19 +407,34 @@ class RestoreSettings(ReadSettings):
     example: ClassVar[str] = "txmcorrect restore corrected.h5 --task denoise --out restored.h5"
 
     scan: Path | None = argument("Scan to restore (none for --task generate).", default=None)
-    task: Literal["denoise", "deblur", "superres", "inpaint", "generate"] = option(
-        "denoise", "What to do."
+    task: Literal["denoise", "deblur", "superres", "inpaint", "fourier", "generate"] = option(
+        "denoise", "What to do; fourier takes complex frequencies (npy), 0 where not measured."
     )
     out: Path | None = option(None, "Result; default <stem>.restored.h5.")
-    model: str = option("bundled", "Model file of a sample prior, or `bundled`.")
+    across: str | None = option(
+        None, "Prior of the planes across the frames (stack, x): restores the stack as one volume."
+    )
+    turns: float = option(
+        2.0, "As one volume: every how many steps the planes across have their turn.", ge=1
+    )
+    axis: Literal["frame", "stack"] = option(
+        "frame", "Superresolution: within frames, or of thick frames along the stack."
+    )
+    model: str = option(
+        "bundled",
+        "Model file: a prior or a denoiser; or one that ships: `sample` (bundled), `slice`.",
+    )
+    scale: float = option(
+        1.0, "Guidance scale of a denoiser that sees the noisy frame; 0 ignores it.", ge=0
+    )
     guidance: Literal["auto", "dmps", "ddnm", "dps"] = option(
         "auto", "How samples meet the data; auto is ddnm, and dps for inpaint."
     )
     sampler: Literal["ddpm", "ddim", "dpmpp", "langevin", "pc", "mean"] = option(
         "ddpm", "How samples are drawn; mean (denoise only) is one evaluation without a spread."
     )
-    samples: int = option(4, "Samples of the posterior (2 or more give a spread).", ge=1)
-    steps: int = option(50, "Noise levels a sample.", ge=1)
+    samples: int = option(8, "Samples of the posterior (2 or more give a spread).", ge=1)
+    steps: int = option(25, "Noise levels a sample.", ge=1)
     noise: str = option("auto", "auto, poisson, gaussian, or a deviation in transmission.")
     psf: float = option(1.5, "Deviation of the blur to undo, in pixels.", gt=0)
     psf_file: Path | None = option(None, "Measured point spread (TIFF or npy), instead of --psf.")
@@ -415,9 +444,12 @@ class RestoreSettings(ReadSettings):
     )
     counts: float | None = option(None, "Counts of an empty pixel, for raw frames.", gt=0)
     assembly: Literal["random", "fixed", "average"] = option("random", "How patches make a frame.")
+    border: Literal["mirrored", "empty"] = option(
+        "mirrored", "Denoise whole frames: what lies beyond their edge."
+    )
     frames: FrameSlice | None = option(None, "Frames to restore, a:b:n.")
     size: int = option(256, "Generate: side of the frames in pixels.", ge=32)
-    number: int = option(4, "Generate: how many frames.", ge=1)
+    number: int = option(4, "Generate: how many frames; as one volume, how deep.", ge=1)
     record: bool = option(False, "Write how the first frame came about: sheet and GIF.")
     memory: Bytes = option(2 * 1024**3, "Memory budget, e.g. 2GiB.")
 

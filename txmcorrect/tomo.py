@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from txmcorrect.background.correction import choose_device
 from txmcorrect.background.pipeline import Report
 from txmcorrect.config import TomoSettings
-from txmcorrect.errors import GeometryError, ModelError, OutputError, TxmError
+from txmcorrect.errors import GeometryError, OutputError, TxmError
 from txmcorrect.formats.volume import VolumeWriter
 from txmcorrect.progress import Stages
 from txmcorrect.report.tomography import tomography_report
 from txmcorrect.result import Result
 from txmcorrect.stream import run_signature
 from txmcorrect.tomography.plan import make_plan
+from txmcorrect.tomography.sampled import store_sampled_slices
 from txmcorrect.tomography.slices import axis_of, sinograms_of, store_frames, store_slices
 from txmcorrect.tomography.source import open_source
 from txmcorrect.tomography.summary import describe, message, summarise
+from txmcorrect.weights import load_model
 
 AXIS_ROWS = 6  # slices the axis is found from
 
@@ -34,11 +37,6 @@ def run(settings: TomoSettings) -> Result:
     ------
     TxmError : see `errors`.
     """
-    if settings.method == "tpdm":
-        raise ModelError(
-            "--method tpdm: expected two priors of attenuation slices, and none ships or can be named "
-            "yet; use fbp, sirt or mlem"
-        )
     if settings.format == "nxtomo":
         raise OutputError("--format nxtomo: expected h5 or tiff, for NXtomo holds no volume")
     with Stages(settings.quiet) as report:
@@ -74,14 +72,21 @@ def reconstruct(settings: TomoSettings, paths: list[Path], out: Path, report: Re
         )
     options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
     inputs = [*paths, *(p for p in (settings.refs, settings.dark, settings.theta) if p)]
-    signature = run_signature(options, inputs)
+    prior = None
+    if settings.method == "tpdm":
+        prior = load_model(settings.prior, "slice", choose_device(settings.device))
+    signature = run_signature(options, inputs, prior.sha256 if prior else "")
     shape = (len(plan.keep), h, w)
     with VolumeWriter(out, shape, size, signature, settings.overwrite) as writer:
         store_frames(plan, writer, report)
         rows = sorted(set(np.linspace(0, h - 1, min(h, AXIS_ROWS) + 2)[1:-1].round().astype(int)))
         sinograms = torch.cat([sinograms_of(settings, plan, writer, r, r + 1) for r in rows])
         centre = axis_of(settings, plan, sinograms) if size else None
-        curve = store_slices(settings, plan, writer, centre, sources, report) if centre else []
+        curve: list[float] = []
+        if centre and prior:
+            store_sampled_slices(settings, plan, writer, centre, sources, prior, report)
+        elif centre:
+            curve = store_slices(settings, plan, writer, centre, sources, report)
         summary = summarise(
             settings, plan, writer, sources, centre, sinograms, rows, curve, options
         )

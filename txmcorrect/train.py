@@ -23,7 +23,7 @@ from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
-from txmcorrect.simulate.objects import SCALE
+from txmcorrect.training.batches import PRIORS, scale_of, smallest_image
 from txmcorrect.training.calibrate import as_metadata, calibrate
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.loop import Clock, Loop, learning_rate
@@ -33,16 +33,9 @@ from txmcorrect.weights import ModelSpec, load_model, save_model
 log = logging.getLogger(__name__)
 # Settings that may change between a run and its continuation without changing its result.
 FREE = {"config", "device", "overwrite", "dry_run", "log_file", "verbose", "quiet", "out"}
-FREE |= {
-    "max_steps",
-    "max_minutes",
-    "checkpoint_every",
-    "validate_every",
-    "tracker",
-    "compile",
-    "calibrate",
-}
-DOMAINS = {"sample": "transmission"}
+FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "tracker", "compile"}
+FREE |= {"calibrate"}
+DOMAINS = {name: "transmission" for name in PRIORS} | {"slice": "attenuation"}
 REPORT_EVERY = 20
 
 
@@ -67,12 +60,16 @@ def run(settings: TrainSettings) -> Result:
 
 
 def _check(settings: TrainSettings) -> None:
-    if settings.dataset.condition not in CHANNELS:
-        raise TxmError(f"dataset.condition: expected one of {', '.join(CHANNELS)}")
     if settings.dataset.condition != "pair" and settings.data is not None:
         raise TxmError(
             f"--data {settings.data}: expected a training of the pair condition, got "
             f"{settings.dataset.condition}, which learns from the simulator alone; leave --data away"
+        )
+    data, least = settings.dataset, smallest_image(settings.dataset)
+    if data.condition in PRIORS and least < max(data.patches):
+        raise TxmError(
+            f"dataset.patches: expected at most {least} pixels, the shortest side of an image with its "
+            f"border, got {max(data.patches)}; raise dataset.sides or dataset.pad"
         )
     if settings.diffusion.schedule not in SCHEDULES:
         raise TxmError(f"diffusion.schedule: expected one of {', '.join(SCHEDULES)}")
@@ -294,11 +291,15 @@ def _step_of(line: str) -> float:
 def spec_of(settings: TrainSettings) -> ModelSpec:
     """What kind of model these settings train."""
     data, diffusion = settings.dataset, settings.diffusion
-    extra = {"pad": data.pad, "scale": SCALE} if data.condition == "sample" else {}
+    extra: dict[str, Any] = {}
+    if data.condition in PRIORS:
+        extra = {"pad": data.pad, "scale": scale_of(data.condition), "position": data.position}
+    if data.condition == "denoise":
+        extra["noise"] = list(data.noise)
     return ModelSpec(
         network=settings.network.model_dump(mode="json"),
         condition=data.condition,
-        cond_channels=CHANNELS[data.condition],
+        cond_channels=(CHANNELS | PRIORS)[data.condition],
         size=data.size,
         domain=DOMAINS.get(data.condition, ModelSpec.domain),
         target=diffusion.target,

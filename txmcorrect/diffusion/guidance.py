@@ -12,30 +12,33 @@ No weight is tuned. The variance v of x0 given x is read off the residual itself
 `E |y - A x0_hat|^2 = s2 + v tr(A A^T) / m`. It therefore carries the data's units and knows
 nothing of the batch. Only what the prior cannot tell is left to the caller: s2.
 
-How good they are, on a Gaussian prior with exact denoiser, 12x12 pixels, s = a third of the
-prior's deviation, 50 levels from 20 to 0.002 (30 x 5 moves for `langevin`): error of the mean in
-units of the posterior's deviation / deviation relative to the posterior's. Perfect is 0 / 1; 600
-samples leave 0.04.
+How good they are, on a Gaussian prior with exact denoiser, 8x8 pixels, s = a third of the prior's
+deviation, 40 levels from 20 to 0.002 (3 moves a level for `langevin`): error of the mean in units of
+the posterior's deviation / deviation relative to the posterior's. Perfect is 0 / 1; 400 samples leave
+0.05. Printed by `python tests/bench/guidance.py table`.
 
 ==================  ===========  ===========  ===========  ===========
 smooth prior        ddim         ddpm         langevin     pc
 ==================  ===========  ===========  ===========  ===========
-denoise, dmps       0.43 / 0.01  0.24 / 0.75  0.14 / 1.16  0.14 / 1.00
-denoise, ddnm       0.14 / 1.04  0.10 / 1.01  0.07 / 1.22  0.06 / 1.13
-denoise, dps        0.35 / 0.99  0.13 / 0.89  0.07 / 1.23  0.08 / 1.05
-inpaint, dmps       0.65 / 1.05  0.53 / 1.01  0.34 / 1.30  0.45 / 1.17
-inpaint, ddnm       0.51 / 1.14  0.40 / 1.04  0.23 / 1.28  0.34 / 1.16
-inpaint, dps        0.22 / 0.97  0.12 / 0.91  0.07 / 1.22  0.10 / 1.06
-blur, dmps          0.60 / 0.41  0.20 / 0.83  0.09 / 1.17  0.12 / 1.01
-blur, ddnm          0.21 / 0.95  0.12 / 0.92  0.08 / 1.20  0.10 / 1.06
-blur, dps           0.14 / 0.96  0.07 / 0.91  0.05 / 1.21  0.06 / 1.05
+denoise, dmps       0.37 / 0.01  0.21 / 0.72  0.13 / 1.19  0.14 / 1.01
+denoise, ddnm       0.16 / 1.02  0.11 / 0.99  0.09 / 1.27  0.06 / 1.14
+denoise, dps        0.37 / 0.97  0.13 / 0.85  0.08 / 1.29  0.09 / 1.08
+inpaint, dmps       0.56 / 1.03  0.41 / 0.99  0.30 / 1.36  0.34 / 1.20
+inpaint, ddnm       0.43 / 1.16  0.30 / 1.04  0.21 / 1.35  0.24 / 1.21
+inpaint, dps        0.28 / 0.96  0.15 / 0.88  0.12 / 1.27  0.13 / 1.09
+blur, dmps          0.69 / 0.22  0.27 / 0.79  0.15 / 1.21  0.19 / 1.01
+blur, ddnm          0.19 / 0.93  0.13 / 0.88  0.15 / 1.24  0.14 / 1.06
+blur, dps           0.20 / 0.97  0.11 / 0.88  0.06 / 1.26  0.08 / 1.08
+superres, dmps      0.31 / 0.86  0.21 / 0.86  0.16 / 1.25  0.17 / 1.07
+superres, ddnm      0.23 / 0.98  0.15 / 0.92  0.11 / 1.27  0.11 / 1.10
+superres, dps       0.17 / 0.94  0.08 / 0.87  0.07 / 1.25  0.07 / 1.07
 ==================  ===========  ===========  ===========  ===========
 
 `dpmpp` behaves as `ddim`. So: **DMPS under a deterministic sampler has no spread to speak of** (its
 pull, added to the prior's, halves every deviation twice as fast as sigma falls, and nothing puts
 it back); use it with `ddpm`, `langevin` or `pc`, or for its mean only. `ddnm` serves every sampler
 where the measurement covers the image evenly; `dps` is the one for inpainting. `langevin` is some
-20 % too wide at its stride, `ddpm` 10 % too narrow at 50 steps.
+25 % too wide at its stride, `ddpm` 10 % too narrow at 40 steps.
 """
 
 from __future__ import annotations
@@ -61,11 +64,14 @@ class Measurement:
     operator : see `physics.operators`.
     y : measurement, its first axis the batch (1 broadcasts).
     s2 : noise variance per real number: one, or a map shaped like `y`.
+    iterations : of conjugate gradients, where there is no closed form. Few will do where many steps
+        follow: what is left of the residual is met by the next.
     """
 
     operator: Operator
     y: Tensor
     s2: Scalar
+    iterations: int = 50
     _weight: Tensor = field(init=False, repr=False)  # of each measured number; sums to 1
     _power: Tensor = field(init=False, repr=False)  # weighted mean of diag(A A^T)
     _mean_s2: Tensor = field(init=False, repr=False)  # weighted mean of s2
@@ -103,7 +109,7 @@ class Measurement:
 
     def correction(self, residual: Tensor, r2: Scalar) -> Tensor:
         """`A^T (s2 + r2 A A^T)^-1 residual`, in image space."""
-        return self.operator.A_adjoint(solve(self.operator, self.s2, r2, residual))
+        return self.operator.A_adjoint(solve(self.operator, self.s2, r2, residual, self.iterations))
 
     def line_search(self, residual: Tensor, pull: Tensor, move: Tensor) -> Tensor:
         """Best length `(b, 1, 1, 1)` of a move `C pull`, with C the covariance of x0 given x.

@@ -124,14 +124,17 @@ class VolumeWriter:
         every = range(0, self.slabs.shape[1], DEPTH) if self.size else range(0)
         return [z for z in every if _group(z) not in self.part.names()]
 
-    def write_slices(self, first: int, slices: NDArray[np.float32]) -> None:
-        """Store slices `(z, size, size)`; `first` and z are multiples of `DEPTH`, but at the end."""
-        for z in range(0, len(slices), DEPTH):
-            self.part.save(_group(first + z), slices[z : z + DEPTH].astype("<f4").tobytes())
+    def write_slices(self, first: int, slices: NDArray[np.float32], kind: str = "slices") -> None:
+        """Store slices `(z, size, size)`; `first` and z are multiples of `DEPTH`, but at the end.
 
-    def slices(self, first: int) -> NDArray[np.float32]:
+        `kind` is "slices", or "std" for the spread of several draws.
+        """
+        for z in range(0, len(slices), DEPTH):
+            self.part.save(_group(first + z, kind), slices[z : z + DEPTH].astype("<f4").tobytes())
+
+    def slices(self, first: int, kind: str = "slices") -> NDArray[np.float32]:
         """Return the stored group of slices that begins at `first`."""
-        flat = np.frombuffer(self.part.load(_group(first)), "<f4")
+        flat = np.frombuffer(self.part.load(_group(first, kind)), "<f4")
         return flat.reshape(-1, self.size, self.size)
 
     def finish(self, description: Description, progress: Progress) -> Path:
@@ -207,9 +210,15 @@ class VolumeWriter:
             contrast=description.contrast,
             **description.facts,
         )
+        std = None
+        if _group(0, "std") in self.part.names():
+            std = file.create_dataset_like("reconstruction/std", volume)
+            std.attrs.update(axes="z:y:x", units=description.units)
         for z in range(0, depth, DEPTH):
             group = self.slices(z)
             volume[z : z + len(group)] = group
+            if std is not None:
+                std[z : z + len(group)] = self.slices(z, "std")
             progress(z + len(group), depth)
 
     def _write_tiff(self, path: Path, description: Description, progress: Progress) -> None:
@@ -274,5 +283,5 @@ def _piece(start: int, row: int) -> str:
     return f"data-{start:07d}-{row:05d}"
 
 
-def _group(first: int) -> str:
-    return f"slices-{first:06d}"
+def _group(first: int, kind: str = "slices") -> str:
+    return f"{kind}-{first:06d}"

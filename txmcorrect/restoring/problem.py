@@ -17,6 +17,7 @@ from txmcorrect.physics import (
     BlockMean,
     Identity,
     Inpainting,
+    MaskedFourier,
     NoiseModel,
     Operator,
     estimate_gaussian,
@@ -26,10 +27,11 @@ from txmcorrect.physics import (
     open_blur,
     separable_blur,
 )
-from txmcorrect.restoring.prior import to_prior
+from txmcorrect.restoring.prior import from_prior, to_prior, vacuum
 from txmcorrect.scan import Array
 from txmcorrect.weights import Model
 
+MARGIN = 16  # pixels of mirrored frame
 COUNTS_NOT_TRANSMISSION = 5.0  # no transmission image has a median above this
 
 
@@ -50,13 +52,21 @@ class Problem:
     frame: Tensor
 
 
-def pose(settings: RestoreSettings, frame: Array, model: Model, device: torch.device) -> Problem:
-    """State what is known of a frame `(h, w)`.
+def pose(
+    settings: RestoreSettings,
+    frame: Array,
+    model: Model,
+    device: torch.device,
+    noise: NoiseModel | None = None,
+) -> Problem:
+    """State what is known of a frame `(h, w)`; its noise is found, unless it is given.
 
     Raises
     ------
     TxmError : it holds counts rather than transmission, or the mask does not fit it.
     """
+    if settings.task == "fourier":
+        return _pose_frequencies(settings, frame, model, device)
     image = torch.from_numpy(np.asarray(frame, np.float32)) / (settings.counts or 1)
     image = torch.where(_missing(settings, image), torch.nan, image)
     median = float(image.nanmedian())
@@ -66,27 +76,76 @@ def pose(settings: RestoreSettings, frame: Array, model: Model, device: torch.de
             "correct the scan first, or give --counts, those of an empty pixel"
         )
     known = torch.isfinite(image)
-    filled = torch.where(known, image, 1.0)
-    noise = noise_of(settings.noise, image)
-    operator, margin = _operator(settings, filled, known, device)
+    filled = torch.where(known, image, vacuum(model))
+    noise = noise or noise_of(settings.noise, image)
+    margin = (0, 0)
+    if settings.border == "mirrored" and settings.task == "denoise" and bool(known.all()):
+        # A frame that a sample covers does not end at its edge; a prior takes what is there for empty.
+        margin = (min(MARGIN, image.shape[0] - 1), min(MARGIN, image.shape[1] - 1))
+        filled = _mirrored(filled, margin)
+        known = torch.isfinite(filled)
+    operator, beyond = _operator(settings, filled, known, device)
+    margin = (margin[0] + beyond[0], margin[1] + beyond[1])
     y = to_prior(filled, model)[None, None].to(device) * known.to(device)
     s2 = _variance(noise, filled, isinstance(operator, Identity | Inpainting))
     s2 = s2 / float(model.spec.extra["scale"]) ** 2
     return Problem(Measurement(operator, y, s2.to(device)), noise, margin, image)
 
 
-def noise_of(wanted: str, image: Tensor) -> NoiseModel:
-    """The noise the user states, or the frame shows.
+def _mirrored(image: Tensor, margin: tuple[int, int]) -> Tensor:
+    """`(h, w)` with its own mirror image around it."""
+    my, mx = margin
+    return torch.nn.functional.pad(image[None, None], (mx, mx, my, my), mode="reflect")[0, 0]
+
+
+def _pose_frequencies(
+    settings: RestoreSettings, frame: Array, model: Model, device: torch.device
+) -> Problem:
+    """Frequencies `(h, w)` of an orthonormal Fourier transform, in FFT order; 0 was not measured.
+
+    Raises
+    ------
+    TxmError : they are not complex, none was measured, or their noise is not stated.
+    """
+    if not np.iscomplexobj(frame) or not np.any(frame):
+        raise TxmError(
+            f"--task fourier: expected complex frequencies, 0 where not measured, got {frame.dtype}; "
+            "np.fft.fft2(frame, norm='ortho') * mask makes them"
+        )
+    y = torch.from_numpy(np.array(frame, np.complex64))
+    measured = _missing_marked(settings, y) & (y != 0)
+    noise = noise_of(settings.noise, torch.empty(0), stated=True)
+    operator = MaskedFourier(measured.float().to(device))
+    empty = operator.A(torch.full(y.shape, vacuum(model)).to(device))
+    scale = float(model.spec.extra["scale"])
+    y = (y.to(device) * operator.mask - empty)[None, None] / scale
+    seen = from_prior(operator.A_adjoint(y), model)[0, 0].cpu()
+    return Problem(Measurement(operator, y, noise.floor / scale**2), noise, (0, 0), seen)
+
+
+def _missing_marked(settings: RestoreSettings, image: Tensor) -> Tensor:
+    """Where --mask leaves data, as booleans shaped like `image`."""
+    if settings.mask is None:
+        return torch.ones(image.shape, dtype=torch.bool)
+    return ~_missing(settings, torch.zeros(image.shape))
+
+
+def noise_of(wanted: str, image: Tensor, stated: bool = False) -> NoiseModel:
+    """The noise the user states, or the frame shows; `stated` if it must be given as a number.
 
     Raises
     ------
     TxmError : `wanted` is neither a known word nor a positive number.
     """
-    whole = torch.where(torch.isfinite(image), image, image.nanmedian())
+    if stated and wanted in ("auto", "poisson", "gaussian"):
+        raise TxmError(
+            f"--noise {wanted}: expected a number, the deviation of the real part of a frequency: "
+            "few of them do not tell it"
+        )
     if wanted in ("auto", "poisson"):
-        return estimate_poisson(whole)
+        return estimate_poisson(_whole(image))
     if wanted == "gaussian":
-        return estimate_gaussian(whole)
+        return estimate_gaussian(_whole(image))
     try:
         deviation = float(wanted)
     except ValueError:
@@ -94,6 +153,10 @@ def noise_of(wanted: str, image: Tensor) -> NoiseModel:
     if deviation <= 0:
         raise TxmError(f"--noise: expected auto, poisson, gaussian or a number > 0, got {wanted!r}")
     return NoiseModel(deviation**2)
+
+
+def _whole(image: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(image), image, image.nanmedian())
 
 
 def _variance(noise: NoiseModel, image: Tensor, per_pixel: bool) -> Tensor:

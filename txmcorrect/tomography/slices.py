@@ -73,13 +73,13 @@ def store_slices(
     n, h, w = writer.slabs.shape
     device = choose_device(settings.device)
     beam = ParallelBeam(torch.from_numpy(plan.theta).to(device), w, centre.value)
-    scale = 1 / (_pixel_um(plan, sources, settings) or 1.0)
+    scale = 1 / (pixel_um(plan, sources, settings) or 1.0)
     batch = max(1, settings.memory // (2 * 4 * (8 * n * w + 6 * w * w)) // DEPTH) * DEPTH
     curve: list[float] = []
     for first, stop in _runs(writer.missing_slices(), batch, h):
         sinograms = sinograms_of(settings, plan, writer, first, stop).to(device)
         slices = _solve(settings, beam, sinograms, curve if first == 0 else [])
-        writer.write_slices(first, (slices * (_circle(w).to(device) * scale)).cpu().numpy())
+        writer.write_slices(first, (slices * (circle(w).to(device) * scale)).cpu().numpy())
         report("slices", stop, h)
     return curve
 
@@ -100,7 +100,7 @@ def _solve(
     if settings.method == "mlem":
         return mlem(pair, sinograms, settings.iterations, watch=watch)
     raise TxmError(
-        f"--method {settings.method}: expected fbp, sirt, mlem or none: no prior for volumes is installed"
+        f"--method {settings.method}: expected fbp, sirt or mlem to solve slice by slice"
     )
 
 
@@ -116,13 +116,13 @@ def _runs(missing: list[int], batch: int, depth: int) -> Iterator[tuple[int, int
         missing = missing[count:]
 
 
-def _circle(size: int) -> Tensor:
+def circle(size: int) -> Tensor:
     """Ones in the circle that all views see, zeros beyond."""
     grid = torch.arange(size) - (size - 1) / 2
     return (grid[:, None] ** 2 + grid**2 <= (size / 2) ** 2).float()
 
 
-def _pixel_um(plan: Plan, sources: list[Source], settings: TomoSettings) -> float | None:
+def pixel_um(plan: Plan, sources: list[Source], settings: TomoSettings) -> float | None:
     """Pixel size, where the volume can have a physical unit."""
     pixel = sources[0].scan.optics.pixel_size_nm
     if plan.contrast != "absorption" or pixel is None:

@@ -16,15 +16,23 @@ from txmcorrect.background.stack import Stack, stack_condition
 from txmcorrect.background.windows import joined, make_stack
 from txmcorrect.config import DataSettings, TrainSettings
 from txmcorrect.diffusion.patches import draw_patches
+from txmcorrect.simulate.bodies import LOWEST, draw_plane
+from txmcorrect.simulate.bodies import SCALE as PLANE_SCALE
+from txmcorrect.simulate.bodies import SIDES as PLANES
 from txmcorrect.simulate.draws import PairBatch, draw_pairs
-from txmcorrect.simulate.objects import SCALE, draw_objects
+from txmcorrect.simulate.objects import SCALE, SIDES, draw_objects, draw_sinogram
 from txmcorrect.simulate.scans import stream
 from txmcorrect.simulate.stacks import DrawnScan, draw_scans
 from txmcorrect.training.harvest import Harvest
 
 UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would be arbitrary
 PATCHES_PER_IMAGE = 4
-MOST = 5.0  # scales that a target departs from the base; few do, and they would rule the loss
+# Channels that a prior's network sees besides x: where patches lie, which plane; or the noisy frame
+# and its noise.
+PRIORS = {"sample": 2, "slice": 3, "sinogram": 2, "denoise": 2}
+# Scales that a target departs from the base, of a pair and of a stack: few depart by more, and they
+# would rule the loss.
+MOST_PAIR, MOST_STACK = 10.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def make_batch(drawn: PairBatch) -> TrainBatch:
     cond, basis = pair_condition(frames[:, 0], frames[:, 1], photons)
     logs = LOG_SCALE * cond[:, :2]
     return TrainBatch(
-        _target(basis, background, lit),
+        _target(basis, background, lit, MOST_PAIR),
         cond,
         _weight(basis, lit),
         basis.scale,
@@ -82,7 +90,7 @@ def make_stack_batch(scans: list[DrawnScan]) -> TrainBatch:
     cond, basis = stack_condition(stack)
     scale = basis.scale[:, None, None, None]
     return TrainBatch(
-        _target(basis, truth, lit),
+        _target(basis, truth, lit, MOST_STACK),
         cond,
         _weight(basis, lit),
         basis.scale,
@@ -95,29 +103,66 @@ def _make_stack(scan: DrawnScan) -> Stack:
     return make_stack(known, find_base(known), scan.targets)
 
 
-def make_sample_batch(
-    data: DataSettings, seed: int, index: int, batch: int, purpose: str
-) -> TrainBatch:
-    """Patches that know where they lie in their image (PaDIS); few images give all of a batch."""
-    generator = torch.Generator().manual_seed(int(stream(purpose, seed, index, 6).integers(2**62)))
+def make_prior_batch(settings: TrainSettings, index: int, purpose: str) -> TrainBatch:
+    """Patches that know where they lie in their image (PaDIS); few images give all of a batch.
+
+    `slice` is also told which plane it is, `denoise` sees the patch with noise instead.
+    """
+    data, batch = settings.dataset, settings.batch
+    rng = stream(purpose, settings.seed, index, 6)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     images = -(-batch // PATCHES_PER_IMAGE)
     size = torch.multinomial(torch.tensor(data.shares), 1, generator=generator)
     cut = []
     for k in range(images):
-        image = torch.from_numpy(draw_objects(seed, index * images + k, purpose))
+        number = index * images + k
+        if data.images is not None and purpose == "train":
+            number %= data.images
+        image, marks = _draw_image(settings, number, purpose)
         count = min(PATCHES_PER_IMAGE, batch - k * PATCHES_PER_IMAGE)
-        cut.append(
-            draw_patches(
-                image.expand(count, -1, -1, -1),
-                generator=generator,
-                sizes=(data.patches[int(size)],),
-                shares=(1.0,),
-                pad=data.pad,
-            )
+        patches, where = draw_patches(
+            torch.cat([image, marks]).expand(count, -1, -1, -1),
+            generator=generator,
+            sizes=(data.patches[int(size)],),
+            shares=(1.0,),
+            pad=data.pad,
         )
-    x0, where = (torch.cat(parts) for parts in zip(*cut, strict=True))
-    scale = torch.full((batch,), SCALE)
-    return TrainBatch(x0, where, torch.ones_like(x0), scale, SCALE * x0.expand(-1, 2, -1, -1))
+        told = where if data.position else torch.zeros_like(where)
+        cut.append((patches[:, :1], torch.cat([patches[:, 1:], told], 1)))
+    x0, cond = (torch.cat(parts) for parts in zip(*cut, strict=True))
+    scale = torch.full((batch,), scale_of(data.condition))
+    if data.condition == "denoise":
+        low, high = np.log(data.noise)
+        level = torch.rand(batch, 1, 1, 1, generator=generator) * (high - low) + low
+        sigma = level.exp() / SCALE
+        noisy = x0 + sigma * torch.randn(x0.shape, generator=generator)
+        cond = torch.cat([noisy, sigma.expand_as(x0)], 1)
+    return TrainBatch(x0, cond, torch.ones_like(x0), scale, scale[0] * x0.expand(-1, 2, -1, -1))
+
+
+def smallest_image(data: DataSettings) -> int:
+    """Shortest side of a prior's training image, its border included."""
+    low, high = data.sides or (PLANES if data.condition == "slice" else SIDES)
+    if data.condition == "slice":
+        return (low if low == high else min(low, LOWEST)) + 2 * data.pad
+    return round((0.4 if data.condition == "sinogram" else 0.6) * low) + 2 * data.pad
+
+
+def scale_of(condition: str) -> float:
+    """What a unit of a prior's x0 is worth."""
+    return PLANE_SCALE if condition == "slice" else SCALE
+
+
+def _draw_image(settings: TrainSettings, number: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Training image `(1, h, w)` and what a prior is told besides, `(0 or 1, h, w)`."""
+    kind, sides = settings.dataset.condition, settings.dataset.sides or SIDES
+    if kind == "slice":
+        plane, which = draw_plane(settings.seed, number, purpose, settings.dataset.sides or PLANES)
+        image = torch.from_numpy(plane)
+        return image, torch.full_like(image, which)
+    draw = draw_sinogram if kind == "sinogram" else draw_objects
+    image = torch.from_numpy(draw(settings.seed, number, purpose, sides))
+    return image, image[:0]
 
 
 def known_of(scan: DrawnScan) -> Known:
@@ -145,9 +190,9 @@ def known_of(scan: DrawnScan) -> Known:
     )
 
 
-def _target(basis: Basis, background: Tensor, lit: Tensor) -> Tensor:
+def _target(basis: Basis, background: Tensor, lit: Tensor, most: float) -> Tensor:
     """What the network should generate, `(b, 1, h, w)`; without light the base stands."""
-    wanted = basis.residual(background.clamp_min(1e-3).log()).clamp(-MOST, MOST)
+    wanted = basis.residual(background.clamp_min(1e-3).log()).clamp(-most, most)
     return torch.where(lit & (basis.trust > 0), wanted, 0)[:, None]
 
 
@@ -174,8 +219,8 @@ class Batches(Dataset[TrainBatch]):
 
     def __getitem__(self, index: int) -> TrainBatch:
         settings, data = self.settings, self.settings.dataset
-        if data.condition == "sample":
-            return make_sample_batch(data, settings.seed, index, settings.batch, self.purpose)
+        if data.condition in PRIORS:
+            return make_prior_batch(settings, index, self.purpose)
         if data.condition == "stack":
             return make_stack_batch(
                 draw_scans(

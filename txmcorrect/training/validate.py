@@ -12,7 +12,7 @@ from torch import Tensor
 from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.denoiser import NetworkDenoiser, Noise
 from txmcorrect.diffusion.loss import denoising_loss
-from txmcorrect.training.batches import Batches, TrainBatch
+from txmcorrect.training.batches import PRIORS, Batches, TrainBatch
 
 BATCHES = 4
 SAMPLE_NOISE = 0.125  # of transmission
@@ -23,8 +23,9 @@ class Validation:
     """Loss, and the error of what one evaluation says, mean removed: rms in percent, median over items.
 
     Of backgrounds: of the log background over lit pixels, at the largest sigma; `base_error` is that
-    of the base, which needs no network. Of samples: of the transmission after noise of deviation
-    `SAMPLE_NOISE`, which is `base_error`, was taken off.
+    of the base, which needs no network. Of priors: of the transmission (or attenuation relative to
+    the typical one) after noise of deviation `SAMPLE_NOISE`, which is `base_error`, was taken off; of
+    `denoise` after the noise that it is shown.
     """
 
     loss: float
@@ -43,13 +44,16 @@ def validate(
     for index in range(BATCHES):
         batch = data[index].to(device)
         losses.append(_loss(model, batch, sigmas, index, settings))
-        if settings.dataset.condition == "sample":
+        if settings.dataset.condition == "denoise":
+            base, mean = batch.cond[:, :1], posterior_mean(model, batch.cond, sigmas[-1])
+        elif settings.dataset.condition in PRIORS:
             base, mean = _denoised(model, batch, index)
-            wide = batch.scale[:, None, None, None]
-            batch = replace(batch, views=(wide * base).expand(-1, 2, -1, -1))
         else:
             mean = posterior_mean(model, batch.cond, sigmas[-1])
             base = torch.zeros_like(mean)
+        if settings.dataset.condition in PRIORS:
+            wide = batch.scale[:, None, None, None]
+            batch = replace(batch, views=(wide * base).expand(-1, 2, -1, -1))
         errors += _error(mean, batch)
         base_errors += _error(base, batch)
         if index == 0:
