@@ -96,7 +96,8 @@ def stitch(
     after = compare(Recent(refined, keep), pairs)
     slopes = preservation(tiles, compare, before, refinement, positions, smoothness)
     weight = feather(source.lit, feather_px(positions, pairs, (h, w))) * np.minimum(source.light, 1)
-    strips = blend_strips(refined, weight, positions, good)
+    multiband = settings.blend == "multiband"
+    strips = blend_strips(refined, weight, positions, good, multiband=multiband)
     shape = mosaic_shape(positions, (h, w))
     strips = _counted(strips, shape[0], stages)
     pixel_nm = settings.pixel_size_nm or source.scan.optics.pixel_size_nm

@@ -23,6 +23,7 @@ import tifffile
 
 from txmcorrect.api import estimate_array, load_model
 from txmcorrect.baselines import external
+from txmcorrect.baselines.contract import Problem
 from txmcorrect.metrics import psnr
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.align import JITTER, Tiles, align_grid
@@ -79,11 +80,8 @@ def backgrounds(scan, name):
         made = estimate_array(raw, model=load_model("bundled", "pair"))
         return np.exp(np.stack([made.log_background(i) for i in range(len(raw))]))
     if name == "BaSiC":
-        light = np.maximum(raw, 0.5).astype(np.float32)
-        flat = external._run(
-            external._python(*external.PACKAGES["basic"]), external.BASIC, frames=light
-        )
-        return np.repeat(np.exp(flat)[None] * light[:, scan.lit].mean(), len(raw), 0)
+        problem = Problem(scan.counts.astype(np.float32), scan.dark.mean(0), scan.lit)
+        return np.exp(external.basic(problem).log_background)
     if name == "stale":
         return np.repeat((scan.flats - scan.dark.mean(0)).mean(0)[None], len(raw), 0)
     return np.repeat(np.median(raw, 0)[None], len(raw), 0)
