@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic mosaic-peers bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -75,10 +75,20 @@ bench-ablation: install
 study: install
 	$(PY) tests/bench/study.py
 
-# Peers come in when their interpreters are named: make bench-mosaic PEERS="--ashlar /path/python".
+# Peers come in once `make mosaic-peers` was run; BaSiC's flat field with `make peers`.
+ASHLAR := $(CURDIR)/.peers/ashlar/bin/python
+MULTIVIEW := $(CURDIR)/.peers/multiview/bin/python
 bench-mosaic: install
 	mkdir -p bench
-	$(PY) tests/bench/mosaic.py --out bench/mosaic.json $(PEERS)
+	$(if $(wildcard $(CURDIR)/.peers/basic/bin/python),TXMCORRECT_BASIC_PYTHON=$(CURDIR)/.peers/basic/bin/python) \
+	  $(PY) tests/bench/mosaic.py --out bench/mosaic.json \
+	  $(if $(wildcard $(ASHLAR)),--ashlar $(ASHLAR)) \
+	  $(if $(wildcard $(MULTIVIEW)),--multiview $(MULTIVIEW)) $(WITH)
+
+# Other stitchers, each in an environment of its own.
+mosaic-peers:
+	python3 -m venv .peers/ashlar && .peers/ashlar/bin/pip install --quiet ashlar
+	python3 -m venv .peers/multiview && .peers/multiview/bin/pip install --quiet multiview-stitcher
 
 # Against a plain read-divide-write; counts; peak memory. About half an hour on two cores.
 bench-speed: install

@@ -6,7 +6,7 @@ correct -> find bad tiles -> positions -> background from overlaps -> blend -> p
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -83,20 +83,21 @@ def stitch(
     positions = alignment.positions
     pairs = [p for p in alignment.pairs if not set(p) & set(left_out)]
 
-    def compare(read: Any) -> list[Seam]:
-        return compare_tiles(read, pairs, positions, source.lit)
+    def compare(read: Any, chosen: Sequence[tuple[int, int]]) -> list[Seam]:
+        return compare_tiles(read, chosen, positions, source.lit)
 
-    before = compare(tiles)
+    before = compare(tiles, pairs)
     smoothness = GAINS_ONLY if settings.no_refine else Smoothness()
     refinement = refine(before, n, (h, w), smoothness)
 
     def refined(index: int) -> Array:
         return np.asarray(tiles[index] * np.exp(-refinement.log_background(index)), np.float32)
 
-    after = compare(Recent(refined, keep))
-    slopes = preservation(tiles, compare, refinement, positions, smoothness)
+    after = compare(Recent(refined, keep), pairs)
+    slopes = preservation(tiles, compare, before, refinement, positions, smoothness)
     weight = feather(source.lit, feather_px(positions, pairs, (h, w))) * np.minimum(source.light, 1)
-    strips = blend_strips(refined, weight, positions, good)
+    multiband = settings.blend == "multiband"
+    strips = blend_strips(refined, weight, positions, good, multiband=multiband)
     shape = mosaic_shape(positions, (h, w))
     strips = _counted(strips, shape[0], stages)
     pixel_nm = settings.pixel_size_nm or source.scan.optics.pixel_size_nm

@@ -2,11 +2,12 @@
 
     python tests/bench/mosaic.py --seeds 2 --size 256 --out bench-mosaic.json
 
-Methods: ours with the model's backgrounds (if a model is at hand), over the median of the tiles, over
-one stale reference, and over the true backgrounds (the oracle); all stitched alike. Peers that need an
-environment of their own are run when their interpreter is named: --ashlar PYTHON (BaSiC's flat field
-and ashlar), --multiview PYTHON (multiview-stitcher). Each gets the same TIFF tiles and nominal places
-and writes the positions it found as JSON, `[[y, x], ...]`.
+Methods: the bundled pair model's backgrounds, the median of the tiles, one stale reference, and the
+true backgrounds (the oracle), each with and without what overlaps add; all stitched alike. Peers of
+other packages come in where `make mosaic-peers` made their environments (or where --ashlar,
+--multiview and --basic name an interpreter): they get flattened tiles (BaSiC's flat field, or else the
+stale reference) and nominal places, and write the positions they found as JSON, `[[y, x], ...]`;
+their tiles are then blended as ours are. The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from txmcorrect.api import estimate_array, load_model
+from txmcorrect.baselines import external
+from txmcorrect.baselines.contract import Problem
 from txmcorrect.metrics import psnr
 from txmcorrect.simulate import simulate_scan
-from txmcorrect.stitch.align import Tiles, align_grid
+from txmcorrect.stitch.align import JITTER, Tiles, align_grid
 from txmcorrect.stitch.blend import blend_strips, feather
 from txmcorrect.stitch.layout import grid_cells
 from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
@@ -37,7 +41,7 @@ from ashlar import fileseries, reg
 folder, positions, overlap = sys.argv[1], sys.argv[2], float(sys.argv[3])
 reader = fileseries.FileSeriesReader(folder, pattern='tile_{series:2}.tif', overlap=overlap,
     width=4, height=4, layout='raster', direction='horizontal')
-aligner = reg.EdgeAligner(reader, max_shift=30, filter_sigma=1)
+aligner = reg.EdgeAligner(reader, max_shift=float(sys.argv[4]), filter_sigma=1)
 aligner.run()
 json.dump(np.asarray(aligner.positions).tolist(), open(positions, 'w'))
 """,
@@ -72,6 +76,12 @@ def backgrounds(scan, name):
     raw = scan.counts - scan.dark.mean(0)
     if name == "oracle":
         return scan.background
+    if name == "pair":
+        made = estimate_array(raw, model=load_model("bundled", "pair"))
+        return np.exp(np.stack([made.log_background(i) for i in range(len(raw))]))
+    if name == "BaSiC":
+        problem = Problem(scan.counts.astype(np.float32), scan.dark.mean(0), scan.lit)
+        return np.exp(external.basic(problem).log_background)
     if name == "stale":
         return np.repeat((scan.flats - scan.dark.mean(0)).mean(0)[None], len(raw), 0)
     return np.repeat(np.median(raw, 0)[None], len(raw), 0)
@@ -121,74 +131,83 @@ def position_error(found, truth):
     return float(np.hypot(*(difference - difference.mean(0)).T).max())
 
 
-def peer_positions(name, python, scan, overlap):
-    """Positions a peer finds in the raw tiles, laid out in rows from the top for it."""
+def peer_positions(name, python, tiles, overlap):
+    """Positions a peer finds in flattened tiles, laid out in rows from the top for it."""
     cells = grid_cells(GRID, "rows,bottom-left")
     order = np.lexsort((cells[:, 1], cells[:, 0]))
+    reach = 2 * JITTER * max(tiles.shape[1:])
     with tempfile.TemporaryDirectory() as folder:
         for k, tile in enumerate(order):
-            tifffile.imwrite(Path(folder) / f"tile_{k:02d}.tif", scan.counts[tile])
+            image = np.clip(tiles[tile] * 20000, 0, 65535).astype(np.uint16)
+            tifffile.imwrite(Path(folder) / f"tile_{k:02d}.tif", image)
         out = Path(folder) / "found.json"
-        command = [python, "-c", PEERS[name], folder, str(out), str(overlap)]
-        subprocess.run(command, check=True, capture_output=True)
+        given = [folder, str(out), str(overlap), str(reach)]
+        done = subprocess.run(
+            [python, "-c", PEERS[name], *given], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            print(name, "failed:", (done.stderr.strip().splitlines() or ["no message"])[-1])
+            return None
         found = np.array(json.loads(out.read_text()))
     positions = np.empty_like(found)
     positions[order] = found
     return positions - positions.min(0)
 
 
-def one_cell(kind, overlap, seed, size, peers):
+def one_cell(kind, overlap, seed, size, peers, bases):
     scan = simulate_scan(
         kind, "medium", 5000, (size, size), seed, "benchmark", "stale", None, GRID, overlap, 0
     )
     raw = scan.counts - scan.dark.mean(0)
+    truth = scan.position_px
     rows = []
-    for name in ("oracle", "median", "stale"):
+
+    def judge(method, tiles, positions, refining):
+        image, seam = stitched(scan, tiles, positions, refining)
+        rows.append(
+            {
+                "method": method,
+                "position_px": position_error(positions, truth),
+                "seam": seam,
+                "psnr": image_psnr(image, scan, positions),
+            }
+        )
+
+    for name in bases:
         t = np.where(scan.lit, raw / np.maximum(backgrounds(scan, name), 1), 1).astype(np.float32)
-        features = Recent(lambda i, t=t: feature(t[i], scan.lit), 16)
-        found = align_grid(Tiles(features, (size, size)), grid_cells(GRID, "rows,bottom-left"))
-        for refining in (False, True):
-            image, seam = stitched(scan, t, found.positions, refining)
-            rows.append(
-                {
-                    "method": name + (" + overlaps" if refining else ""),
-                    "position_px": position_error(found.positions, scan.position_px),
-                    "seam": seam,
-                    "psnr": image_psnr(image, scan, found.positions),
-                }
-            )
-        if name != "stale":
-            continue
-        for peer, python in peers.items():
-            positions = peer_positions(peer, python, scan, overlap)
-            image, seam = stitched(scan, t, positions, False)
-            rows.append(
-                {
-                    "method": f"stale + {peer}",
-                    "position_px": position_error(positions, scan.position_px),
-                    "seam": seam,
-                    "psnr": image_psnr(image, scan, positions),
-                }
-            )
+        if name in ("oracle", "pair", "median", "stale"):
+            features = Recent(lambda i, t=t: feature(t[i], scan.lit), 16)
+            found = align_grid(Tiles(features, (size, size)), grid_cells(GRID, "rows,bottom-left"))
+            judge(name, t, found.positions, False)
+            judge(name + " + overlaps", t, found.positions, True)
+        for peer, python in peers.items() if name in ("BaSiC", "stale") else ():
+            positions = peer_positions(peer, python, t, overlap)
+            if positions is not None:
+                judge(f"{name} + {peer}", t, positions, False)
     return [{"kind": kind, "overlap": overlap, "seed": seed, **row} for row in rows]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.05, 0.1, 0.2])
+    parser.add_argument("--bases", nargs="+", default=["oracle", "pair", "median", "stale"])
     parser.add_argument("--out", type=Path, default=Path("bench-mosaic.json"))
     parser.add_argument("--ashlar", help="Python that has ashlar")
     parser.add_argument("--multiview", help="Python that has multiview-stitcher")
     given = parser.parse_args()
     peers = {n: p for n in PEERS if (p := getattr(given, n)) is not None}
-    rows = []
-    for kind in ("mosaic-sparse", "mosaic-dense"):
+    bases = given.bases + (["BaSiC"] if external.is_available("basic") and peers else [])
+    rows = json.loads(given.out.read_text()) if given.out.exists() else []
+    done = {(r["kind"], r["overlap"], r["seed"]) for r in rows}
+    for seed in range(given.first, given.first + given.seeds):
         for overlap in given.overlaps:
-            for seed in range(given.seeds):
-                rows += one_cell(kind, overlap, seed, given.size, peers)
-                given.out.write_text(json.dumps(rows, indent=1))
+            for kind in ("mosaic-sparse", "mosaic-dense"):
+                if (kind, overlap, seed) not in done:
+                    rows += one_cell(kind, overlap, seed, given.size, peers, bases)
+                    given.out.write_text(json.dumps(rows, indent=1))
     print(f"{'kind':14} {'overlap':>7} {'method':24} {'max px':>7} {'seam':>7} {'PSNR':>6}")
     for kind, overlap, method in dict.fromkeys(
         (r["kind"], r["overlap"], r["method"]) for r in rows

@@ -15,6 +15,8 @@ from txmcorrect.stitch.recent import Recent
 
 Array = NDArray[Any]
 
+Pairs = Sequence[tuple[int, int]]
+IMPLANTED = 16  # tiles about whose corners disks are
 BLOCK = 1 / 64  # of a frame: pixels over which tiles are compared
 
 
@@ -34,19 +36,33 @@ def compare_tiles(
 
 def preservation(
     tiles: Recent[Array],
-    compare: Any,
+    compare: Callable[[Any, Pairs], list[Seam]],
+    before: Sequence[Seam],
     refinement: Refinement,
     positions: Array,
     smoothness: Smoothness,
 ) -> list[tuple[int, float]]:
-    """What the refinement leaves of known disks, size by size: the slope of found on true."""
-    shape = refinement.shape
+    """What the refinement leaves of known disks, size by size: the slope of found on true.
+
+    The disks are about the corners of the innermost tiles; only pairs of tiles that show some of them
+    are compared again, so that the cost does not grow with the mosaic.
+    """
+    shape, n = refinement.shape, len(positions)
+    centre = (positions.min(0) + positions.max(0)) / 2
+    inner = np.argsort(np.abs((positions - centre) / np.array(shape)).max(1), kind="stable")
+    inner = inner[:IMPLANTED]
     rows = []
     for size in (s for s in IMPLANT_PX if s <= min(shape) / 2):
-        disks = implants(positions, shape, size)
+        disks = implants(positions, shape, size, inner.tolist())
+        reach = np.array(shape) + size
+        shown = [
+            i for i in range(n) if (np.abs(positions[inner] - positions[i]) < reach).all(1).any()
+        ]
         changed = Recent(partial(_implanted, tiles, disks), tiles.keep)
-        again = refine(compare(changed), len(positions), shape, smoothness)
-        rows.append((size, recovered_slopes(disks, refinement, again, len(positions))))
+        own = [(s.first, s.second) for s in before if {s.first, s.second} <= set(shown)]
+        others = [s for s in before if not {s.first, s.second} <= set(shown)]
+        again = refine([*compare(changed, own), *others], n, shape, smoothness)
+        rows.append((size, recovered_slopes(disks, refinement, again, shown)))
     return rows
 
 

@@ -28,6 +28,7 @@ from txmcorrect.stitch.register import (
     search,
     surprise,
 )
+from txmcorrect.stitch.ridge import ridge
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -49,6 +50,7 @@ BELIEVED = 0.25  # weight below which a match was given up
 REACH = 3.5  # standard deviations of the stage that are searched, in each direction
 LEAST_SPREAD_PX = 3.0
 RIVAL = 9.0  # squared distance, in standard deviations, from which measurements contradict
+RIDGES = 5.0  # least margin from which pairs that fit in several places may say where they do not
 LEAST_SCORE = 2.0  # evidence beyond what chance gives among the shifts that come into question
 
 
@@ -262,6 +264,10 @@ def _pick_all(
             continue
         if margin >= least_margin + np.log1p(cells):
             matches.append(Match(i, j, *best, margin))
+        elif least_margin <= RIDGES:
+            known_part = ridge([f for f in found if f is not None], expected, spread)
+            if known_part is not None:
+                matches.append(Match(i, j, *known_part, margin))
     return matches
 
 

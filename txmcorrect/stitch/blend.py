@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, distance_transform_edt, median_filter
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, median_filter
 from scipy.ndimage import shift as spline_shift
 
 from txmcorrect.stitch.layout import Points
@@ -21,6 +21,9 @@ EDGE_PX = 1  # outermost pixels have no neighbours to interpolate between
 RIM_PX = 3  # next to the dark the beam changes too fast to be divided out
 SPECK_PX = 7  # dead spots up to half this size are no rim
 NO_DATA = np.nan
+# Multi-band: detail finer than the first width comes from the tile of most weight nearly alone, what is
+# coarser than the last fades as slowly as it can; (width in px, power of the weight) from fine to coarse.
+BANDS = ((2.0, 8), (8.0, 3))
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def blend_strips(
     positions: Points,
     tiles: Iterator[int] | list[int],
     strip_rows: int = 256,
+    multiband: bool = False,
 ) -> Iterator[tuple[int, Array]]:
     """Blend tiles into strips of the mosaic, from top to bottom.
 
@@ -101,6 +105,8 @@ def blend_strips(
     ----------
     read : tile -> `(h, w)` transmission. weight : `(h, w)` feathered weight of the frame.
     positions : `(n, 2)` px. tiles : those that take part. strip_rows : rows of a strip.
+    multiband : fade coarse structure over the whole overlap, detail over a small part of it, so that
+    tiles a little out of place do not show everything twice (Burt and Adelson 1983).
 
     Yields
     ------
@@ -109,7 +115,7 @@ def blend_strips(
     shape = (weight.shape[0], weight.shape[1])
     height, width = mosaic_shape(positions, shape)
     waiting = sorted(tiles, key=lambda i: (positions[i, 0], i))
-    held: list[tuple[int, Placed]] = []
+    held: list[tuple[int, list[Placed]]] = []
     for top in range(0, height, strip_rows):
         rows = min(strip_rows, height - top)
         while waiting and positions[waiting[0], 0] < top + rows:
@@ -117,12 +123,31 @@ def blend_strips(
             image = read(tile)
             # More signal, less noise: photon noise of log T goes as 1 / T.
             signal = weight * np.clip(image, 0.05, 1.0)
-            held.append((tile, place_tile(image, signal, positions[tile])))
-        held = [(i, p) for i, p in held if p.corner[0] + p.image.shape[0] > top]
-        yield top, _blend_strip([p for _, p in held], top, (rows, width))
+            placed = place_tile(image, signal, positions[tile])
+            held.append((tile, _bands(placed) if multiband else [placed]))
+        held = [(i, p) for i, p in held if p[0].corner[0] + p[0].image.shape[0] > top]
+        bands = zip(*(p for _, p in held), strict=True) if held else [()]
+        strips = [_blend_strip(band, top, (rows, width)) for band in bands]
+        yield top, np.sum(strips, axis=0, dtype=np.float32)
 
 
-def _blend_strip(placed: list[Placed], top: int, shape: tuple[int, int]) -> Array:
+def _bands(placed: Placed) -> list[Placed]:
+    """The tile split into bands that add up to it, each with the weight that its seams want."""
+    known = (placed.weight > 0).astype(np.float32)
+    bands, rest = [], placed.image
+    for width, power in BANDS:
+        # Only what is known goes into the average: no light from beyond the lit area.
+        share = gaussian_filter(known, width, mode="constant")
+        coarse = gaussian_filter(rest * known, width, mode="constant")
+        coarse = np.where(known > 0, coarse / np.maximum(share, 1e-6), rest)
+        # Small weights to a power vanish in float32, and with them the tile at its very edge.
+        weight = np.maximum(placed.weight**power, 1e-12) * known
+        bands.append(Placed(rest - coarse, weight, placed.corner))
+        rest = coarse
+    return [*bands, Placed(rest, placed.weight, placed.corner)]
+
+
+def _blend_strip(placed: Sequence[Placed], top: int, shape: tuple[int, int]) -> Array:
     total, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for tile in placed:
         first = max(tile.corner[0], top)
@@ -137,4 +162,4 @@ def _blend_strip(placed: list[Placed], top: int, shape: tuple[int, int]) -> Arra
         total[there] += tile.image[own, :wide] * weight
         weights[there] += weight
     with np.errstate(invalid="ignore"):
-        return np.where(weights > 0, total / np.where(weights > 0, weights, 1), NO_DATA)
+        return np.asarray(np.where(weights > 0, total / np.where(weights > 0, weights, 1), NO_DATA))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import gaussian_filter, spline_filter, uniform_filter
 from scipy.ndimage import shift as spline_shift
 
 from txmcorrect.stitch.register import (
@@ -59,13 +59,14 @@ class _Cut:
         self.weight = self.weight * inner
         self.mask = (self.weight > 0).astype(np.float32)
         self.empty = min(inner.shape, default=0) < NARROWEST_PX or self.weight.sum() < LEAST_PX
-        self.band, self.slices, self.log = band, two, second.log
+        self.band = band
         if not self.empty:
             self.known = [gaussian_filter(self.mask, b, mode="constant") + 1e-6 for b in band]
             self.raw = first.log[one]
             self.first = self.filtered(self.raw)
             self.slope = np.stack([self.filtered(g) for g in np.gradient(self.raw)])
-            self.wide, self.inside = _widened(two, second.log.shape)
+            wide, self.inside = _widened(two, second.log.shape)
+            self.coefficients = spline_filter(second.log[wide], 3, np.float32, mode="nearest")
 
     def filtered(self, image: Array) -> Array:
         """Band-pass over the pixels that both tiles know."""
@@ -76,11 +77,18 @@ class _Cut:
         )
         return np.asarray((low - high) * self.mask)
 
-    def second(self, offset: Array) -> tuple[Array, Array]:
-        """The second tile moved by an offset, `(h', w')`, and its gradient `(2, h', w')`."""
-        moved = spline_shift(self.log[self.wide], offset, order=3, mode="nearest")
-        slope = [self.filtered(g[self.inside]) for g in np.gradient(moved)]
-        return self.filtered(moved[self.inside]), np.stack(slope)
+    def second(self, offset: Array) -> Array:
+        """The second tile moved by an offset, `(h', w')`."""
+        return self.filtered(self._moved(offset)[self.inside])
+
+    def second_slope(self, offset: Array) -> Array:
+        """Gradient of the second tile moved by an offset, `(2, h', w')`."""
+        slope = np.gradient(self._moved(offset))
+        return np.stack([self.filtered(g[self.inside]) for g in slope])
+
+    def _moved(self, offset: Array) -> Array:
+        moved = spline_shift(self.coefficients, offset, order=3, mode="nearest", prefilter=False)
+        return np.asarray(moved)
 
 
 def _widened(slices: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -114,8 +122,8 @@ def measure(first: Feature, second: Feature, shift: tuple[int, int]) -> Measured
                 break
             y, x = np.clip(np.rint(offset), -2, 2).astype(int)
             whole = whole[0] + int(y), whole[1] + int(x)
-    moved, slope = cut.second(offset)
-    covariance = _covariance(cut, moved, slope)
+    moved = cut.second(offset)
+    covariance = _covariance(cut, moved, cut.second_slope(offset))
     return Measured(np.add(whole, offset), covariance, *_strength(cut.first, moved, cut.weight))
 
 
@@ -128,9 +136,10 @@ def _refine(cut: _Cut, anchor: Array) -> Array:
     Source: Lucas and Kanade 1981.
     """
     offset = np.zeros(2)
+    # It hardly changes within the steps to come, and it costs more than all the rest.
+    gradient = (cut.slope + cut.second_slope(offset)) / 2
     for _ in range(GAUSS_NEWTON):
-        moved, slope = cut.second(offset)
-        gradient, difference = (cut.slope + slope) / 2, moved - cut.first
+        difference = cut.second(offset) - cut.first
         weight = cut.weight * _huber(difference, cut.weight)
         information = np.einsum("yx,iyx,jyx->ij", weight, gradient, gradient)
         right = np.einsum("yx,iyx,yx->i", weight, gradient, difference)

@@ -57,16 +57,18 @@ class Smoothness:
     own_size : log value of a node, the same.
     gain : log gain of a tile, one standard deviation. A shared slope and gains that rise from tile to
     tile look alike in overlaps: what is known of the gains has to part them.
+    kept : correlation of the fields of two tiles taken one after the other: beams drift slowly.
     noise : of a pixel's log ratio. misfit : of a block's beyond noise (tiles a little out of place).
     """
 
     shared_step: float = 1 / 32
     own_step: float = 1 / 8
-    shared: float = 0.04
-    own: float = 0.01
-    shared_size: float = 0.1
-    own_size: float = 0.01
+    shared: float = 0.02
+    own: float = 0.03
+    shared_size: float = 0.02
+    own_size: float = 0.03
     gain: float = 0.005
+    kept: float = 0.9
     noise: float = 0.03
     misfit: float = 0.02
 
@@ -159,7 +161,7 @@ def refine(
         [
             sparse.eye_array(n) / prior.gain**2,
             _penalty(grids[0], prior.shared, prior.shared_size),
-            sparse.kron(sparse.eye_array(n), _penalty(grids[1], prior.own, prior.own_size)),
+            sparse.kron(_in_time(n, prior.kept), _penalty(grids[1], prior.own, prior.own_size)),
         ],
         format="csc",
     )
@@ -252,6 +254,14 @@ def _penalty(grid: tuple[int, int], step: float, size: float) -> Any:
     nodes = grid[0] * grid[1]
     # All nodes of a field together are one guess at its size, not as many as there are nodes.
     return rough / step**2 + sparse.eye_array(nodes) / (size**2 * WHOLE * nodes)
+
+
+def _in_time(n: int, kept: float) -> Any:
+    """Precision `(n, n)` of a first-order autoregression of unit variance over tiles as taken."""
+    inner = np.full(n, 1 + kept**2)
+    inner[[0, -1]] = 1.0
+    beside = np.full(max(n - 1, 0), -kept)
+    return sparse.diags_array([beside, inner, beside], offsets=[-1, 0, 1]) / (1 - kept**2)
 
 
 def _spread(nodes: Array, shape: tuple[int, int]) -> Array:
