@@ -35,6 +35,7 @@ def inputs(tmp_path):
     frames = np.random.default_rng(0).poisson(500, (FRAMES, 32, 32)).astype(np.uint16)
     with h5py.File(folder / "scan.h5", "w") as file:
         file["exchange/data"] = frames
+        file["exchange/data_dark"] = np.zeros((2, 32, 32), np.uint16)
     return tmp_path
 
 
@@ -81,7 +82,7 @@ def check(inputs, capsys, break_, mend=lambda: None):
     """Break a run, see that it says so in one line, mend, and see that it ends as if undisturbed."""
     whole, out = inputs / "whole.h5", inputs / "out" / "out.h5"
     out.parent.mkdir()
-    assert correct(inputs, capsys, whole) == (0, "")
+    assert correct(inputs, capsys, whole)[0] == 0
     with pytest.MonkeyPatch.context() as patch:
         break_(patch)
         code, said = correct(inputs, capsys, out)
