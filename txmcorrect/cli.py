@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from txmcorrect import __version__, config
-from txmcorrect.errors import TxmError
+from txmcorrect.errors import OutputError, TxmError
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="txmcorrect",
@@ -131,6 +133,9 @@ def _make_command(settings: type[config.Settings], module: str) -> Callable[...,
         except KeyboardInterrupt:  # Typer would exit in silence
             typer.echo("interrupted; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
+        except OSError as error:  # a mount that went away may show in any call
+            log.debug("the operating system failed us", exc_info=True)
+            raise _vanished(error) from None
         if result.message:
             typer.echo(result.message)
         raise typer.Exit(result.exit_code)
@@ -146,23 +151,32 @@ for _name, (_settings, _module) in COMMANDS.items():
     app.command(_name)(_make_command(_settings, _module))
 
 
+def _vanished(error: OSError) -> OutputError:
+    """One line for a failure of the system that no reader or writer has put into words."""
+    where = f"{error.filename}: " if error.filename else ""
+    return OutputError(
+        f"{where}expected to read and write there, got: {error.strerror or error}; see that disk "
+        "and mounts are back, and run the same command again"
+    )
+
+
 def _start_log(settings: config.Settings) -> None:
     """Log to stderr, and to --log-file where given; only our own loggers are touched."""
     level = (
         logging.DEBUG if settings.verbose else logging.WARNING if settings.quiet else logging.INFO
     )
-    log = logging.getLogger("txmcorrect")
-    log.setLevel(level)
-    log.handlers.clear()
+    ours = logging.getLogger("txmcorrect")
+    ours.setLevel(level)
+    ours.handlers.clear()
     console = Console(stderr=True)
-    log.addHandler(RichHandler(console=console, show_path=False, show_time=False))
+    ours.addHandler(RichHandler(console=console, show_path=False, show_time=False))
     if settings.log_file:
         try:
             handler = logging.FileHandler(settings.log_file)
         except OSError as error:
             raise TxmError(f"--log-file {settings.log_file}: cannot be written ({error})") from None
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
+        ours.addHandler(handler)
 
 
 def main() -> None:

@@ -219,9 +219,15 @@ class PartFolder:
 
         Raises
         ------
-        OutputError : it changed since it was stored.
+        OutputError : it changed since it was stored, or is gone with its disk.
         """
-        data = self._shard(name).read_bytes()
+        try:
+            data = self._shard(name).read_bytes()
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: {name} cannot be read ({error.strerror or error}); "
+                "see that its disk is back, and run the same command again"
+            ) from None
         if hashlib.sha256(data).hexdigest() != self._shards[name]["sha256"]:
             raise OutputError(
                 f"{self.path}: {name} is damaged; run the same command again to redo it"
