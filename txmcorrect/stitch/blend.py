@@ -128,7 +128,7 @@ def blend_strips(
         held = [(i, p) for i, p in held if p[0].corner[0] + p[0].image.shape[0] > top]
         bands = zip(*(p for _, p in held), strict=True) if held else [()]
         strips = [_blend_strip(band, top, (rows, width)) for band in bands]
-        yield top, np.sum(strips, axis=0, dtype=np.float32)
+        yield top, np.asarray(np.sum(strips, axis=0), np.float32)
 
 
 def _bands(placed: Placed) -> list[Placed]:

@@ -260,8 +260,9 @@ def _in_time(n: int, kept: float) -> Any:
     """Precision `(n, n)` of a first-order autoregression of unit variance over tiles as taken."""
     inner = np.full(n, 1 + kept**2)
     inner[[0, -1]] = 1.0
-    beside = np.full(max(n - 1, 0), -kept)
-    return sparse.diags_array([beside, inner, beside], offsets=[-1, 0, 1]) / (1 - kept**2)
+    beside = sparse.eye_array(n, k=1) + sparse.eye_array(n, k=-1)
+    own = sparse.diags_array(inner, shape=(n, n))
+    return (own - kept * beside) / (1 - kept**2)
 
 
 def _spread(nodes: Array, shape: tuple[int, int]) -> Array:
