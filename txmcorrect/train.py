@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -158,7 +159,7 @@ class Training:
         self.scaler_state: dict[str, Any] | None = None
         if not self.checkpoint.exists() or self.settings.overwrite:
             return
-        before, now = saved_settings(self.checkpoint), _comparable(self.settings)
+        before, now = _completed(saved_settings(self.checkpoint)), _comparable(self.settings)
         odd = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if odd:
             raise OutputError(
@@ -312,3 +313,11 @@ def spec_of(settings: TrainSettings) -> ModelSpec:
 def _comparable(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide the result."""
     return settings.model_dump(mode="json", exclude=FREE)
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version, with what it did not know yet at its default."""
+    try:
+        return _comparable(TrainSettings.model_validate(saved))
+    except ValidationError:
+        return saved

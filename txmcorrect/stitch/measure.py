@@ -136,9 +136,9 @@ def _refine(cut: _Cut, anchor: Array) -> Array:
     Source: Lucas and Kanade 1981.
     """
     offset = np.zeros(2)
-    # It hardly changes within the steps to come, and it costs more than all the rest.
-    gradient = (cut.slope + cut.second_slope(offset)) / 2
-    for _ in range(GAUSS_NEWTON):
+    for turn in range(GAUSS_NEWTON):
+        if turn in (0, GAUSS_NEWTON // 2):  # it costs more than all the rest and hardly changes
+            gradient = (cut.slope + cut.second_slope(offset)) / 2
         difference = cut.second(offset) - cut.first
         weight = cut.weight * _huber(difference, cut.weight)
         information = np.einsum("yx,iyx,jyx->ij", weight, gradient, gradient)
