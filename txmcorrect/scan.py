@@ -171,7 +171,8 @@ class Scan:
     projections : `(n, h, w)` lazy raw counts.
     flats : reference groups; darks : `(m, h, w)` lazy counts or None.
     theta : `(n,)` radians. time_s : `(n,)` POSIX seconds. exposure_s, current_ma, energy_ev : `(n,)`.
-    position_um : `(n, 2)` stage (y, x). shifts_px : `(n, 2)` stored alignment (y, x).
+    position_um : `(n, 2)` stage (y, x), whose axes may point either way. corner_px : `(n, 2)` corners of
+    a mosaic's frames (y, x), however roughly known. shifts_px : `(n, 2)` stored alignment (y, x).
     mosaic_shape : (rows, columns).
     energies : the frames are those of so many energies, one energy after another, equally many each.
     corrected_by : name of the program that already divided by a reference, or "".
@@ -189,6 +190,7 @@ class Scan:
     current_ma: FloatArray | None = None
     energy_ev: FloatArray | None = None
     position_um: FloatArray | None = None
+    corner_px: FloatArray | None = None
     shifts_px: FloatArray | None = None
     mosaic_shape: tuple[int, int] | None = None
     energies: int = 1
@@ -266,6 +268,7 @@ class Scan:
             current_ma=some(self.current_ma),
             energy_ev=some(self.energy_ev),
             position_um=some(self.position_um),
+            corner_px=None if self.corner_px is None else self.corner_px[index] / bin,
             shifts_px=some(self.shifts_px),
             names=names,
         )

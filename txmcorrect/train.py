@@ -238,7 +238,7 @@ class Training:
         return scores
 
     def _calibrate(self) -> None:
-        """Measure what the finished weights are worth, and store it with them."""
+        """Measure how far the finished weights are from what they claim; store it with them."""
         settings = self.settings
         if settings.dataset.condition != "stack" or settings.calibrate == 0:
             return

@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from txmcorrect.background.drift import BENT, DRIFTING, MOVING, SLOW, STEADY, Fit, Group, fit_drift
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known
+from txmcorrect.background.overlaps import Overlap, find_overlaps
 from txmcorrect.background.scale import LEAST
 
 Image = NDArray[np.float32]
@@ -26,9 +27,10 @@ LEAST_LIGHT = 0.1  # of the bright end; darker cells are not fitted
 FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
 BROAD = 0.03  # natural log: the drift that a single reference is expected to have seen
 SHIFT = 0.01  # of the long side
-SMOOTH_CELLS = 1.5  # what moves is the illumination; the detector's pattern does not
+# What moves is the illumination; the detector's pattern, much of what is fine, does not.
+BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
 COMPONENTS = 12  # of a bank
-ORDERS, FINE_ORDERS = 6, 12  # half periods of cosines over the frame
+ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,25 @@ def find_base(known: Known) -> Base:
     gain = np.zeros(len(logs)) if exposure is None else exposure
     logs = logs - gain.astype(np.float32)[:, None, None]
     reference, groups = _reference(known, logs[chosen], lit)
-    fit = fit_drift(logs[chosen] - reference, lit, groups)
-    change, std = _everywhere(fit, chosen, len(logs))
-    fields = reference + change
+    change = logs - reference
+    fit = fit_drift(change[chosen], lit, groups, _overlaps(known, change, lit, chosen))
+    drift, std = _everywhere(fit, chosen, len(logs))
+    fields = reference + drift
     if not known.absolute:
         fields = fields + _levels(logs - fields, lit, exposure is not None)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
     return Base((fields + gain[:, None, None]).astype(np.float32), std, lit, jumps)
+
+
+def _overlaps(
+    known: Known, change: Image, lit: NDArray[np.bool_], chosen: NDArray[np.intp]
+) -> list[Overlap]:
+    """Of frames whose positions are known."""
+    if known.position is None:
+        return []
+    at = np.interp(np.arange(len(change)), chosen, np.arange(len(chosen)))
+    exposed = known.log_exposure is not None
+    return find_overlaps(change, lit, known.position, known.usable, at, exposed)
 
 
 def _lit(known: Known) -> NDArray[np.bool_]:
@@ -100,8 +114,8 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
     return median, [
         Group(broad * cosines(lit.shape, FINE_ORDERS), STEADY, 3.0, most=20.0),
-        Group(broad * cosines(lit.shape, ORDERS // 2), MOVING),
-        Group(moved(median, lit), MOVING),
+        Group(broad * cosines(lit.shape, FEW_ORDERS), MOVING),
+        Group(moved(median, lit)[:2], MOVING),  # what is fine there may be the sample,
     ]
 
 
@@ -150,9 +164,22 @@ def cosines(shape: tuple[int, ...], most: int) -> Image:
 
 
 def moved(log_image: Image, lit: NDArray[np.bool_]) -> Image:
-    """Change of a log image that moves along y and x by `SHIFT` of its long side: `(2, h, w)`."""
+    """Change of a log image that moves along y and x by `SHIFT` of its long side: `(7, h, w)`.
+
+    Slopes of what is broad, slopes of what is fine (of that much may be the detector's own pattern,
+    which stays), and curvatures, for moves that are not small beside the structure.
+    """
     filled = np.where(lit, log_image, np.median(log_image[lit]) if lit.any() else 0)
-    smooth = gaussian_filter(filled, SMOOTH_CELLS)
-    h, w = smooth.shape
-    slopes = [np.gradient(smooth, axis=a) if n > 1 else 0 * smooth for a, n in ((0, h), (1, w))]
-    return (SHIFT * max(h, w) * np.stack(slopes)).astype(np.float32)
+    broad = gaussian_filter(filled, BROAD_CELLS)
+    fine = gaussian_filter(filled, FINE_CELLS) - broad
+    shift = SHIFT * max(lit.shape)
+    bent = _slopes(gaussian_filter(filled, BENT_CELLS))
+    curved = [_slopes(bent[0])[0], _slopes(bent[0])[1], _slopes(bent[1])[1]]
+    images = [*shift * _slopes(broad), *shift * _slopes(fine), *shift**2 * np.stack(curved)]
+    return np.stack(images).astype(np.float32)
+
+
+def _slopes(image: Image) -> Image:
+    """Along y and x `(2, h, w)`; nothing along an axis of one cell."""
+    axes = enumerate(image.shape)
+    return np.stack([np.gradient(image, axis=a) if n > 1 else 0 * image for a, n in axes])

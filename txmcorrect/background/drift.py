@@ -14,11 +14,14 @@ priors from the evidence, MacKay 1992.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from txmcorrect.background.overlaps import Overlap
 
 Image = NDArray[np.float32]
 Array = NDArray[Any]
@@ -27,6 +30,7 @@ OCTAVES = 4  # steps between cells, and between squares of 2, 4 and 8 cells
 ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
 CAUCHY = 1.5  # robust standard deviations at which a step counts half
 LEAST_WIDTH = 3e-4  # natural log
+LEVEL = 0.01  # natural log: how well recorded exposures and currents say how bright a frame is
 NEW = 0.5  # of what a step tells is not told by steps of other scales beside it
 LEAST_BELIEF = 1e-4
 # How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods.
@@ -111,11 +115,14 @@ def _lit_steps(lit: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.in
 
 
 def courses(count: int, at: Array | None = None, jumps: tuple[int, ...] = ()) -> Array:
-    """Parts of a weight's course at `count` frames `(n, len(COURSE) + j)`; `at` `(n,)` in 0..1."""
-    u = np.linspace(0, 1, count) if at is None else at
+    """Parts of a weight's course `(m, len(COURSE) + j)` at places `at` `(m,)` among `count` frames;
+    None: at all frames.
+    """
+    place = np.arange(count, dtype=float) if at is None else np.asarray(at, float)
+    u = place / max(count - 1, 1)
     waves = [np.cos(np.pi * k * u) for k in range(2, len(COURSE))]
-    steps = [np.where(np.arange(count) >= j, 0.5, -0.5) for j in jumps]
-    return np.stack([np.ones(count), 2 * u - 1, *waves, *steps], 1)
+    steps = [np.where(place > j - 0.5, 0.5, -0.5) for j in jumps]
+    return np.stack([np.ones(len(u)), 2 * u - 1, *waves, *steps], 1)
 
 
 class _Steps:
@@ -140,15 +147,22 @@ class _Steps:
         return weight
 
 
-def fit_drift(logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> Fit:
+def fit_drift(
+    logs: Image,
+    lit: NDArray[np.bool_],
+    groups: list[Group],
+    overlaps: Sequence[Overlap] = (),
+) -> Fit:
     """Fit the modes of `groups` to frames.
 
     Parameters
     ----------
     logs : `(n, h, w)` natural log of frames over the reference. lit : `(h, w)`.
     groups : steady ones and others; their sizes, weights and std are filled in.
+    overlaps : frames that saw the same sample at two places of the detector. There it drops out of
+    the difference, so these are believed as they are.
     """
-    fit = _Fitting(logs, lit, groups)
+    fit = _Fitting(logs, lit, groups, overlaps)
     fit.rounds(ROUNDS, FREE_ROUNDS)
     for _ in range(MOST_JUMPS):
         jump = fit.next_jump()
@@ -162,9 +176,17 @@ def fit_drift(logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> Fit:
 class _Fitting:
     """The state of a fit: alternate between steady groups and those that move."""
 
-    def __init__(self, logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> None:
+    def __init__(
+        self,
+        logs: Image,
+        lit: NDArray[np.bool_],
+        groups: list[Group],
+        overlaps: Sequence[Overlap],
+    ) -> None:
         self.shape, self.lit = logs.shape, lit
         self.groups = groups
+        self.overlaps = overlaps
+        self.seen_twice = [[o.modes(g.images) for g in groups] for o in overlaps]
         self.steps = _Steps(logs, lit, groups)
         self.course = courses(len(logs))
         self.jumps: tuple[int, ...] = ()
@@ -186,9 +208,10 @@ class _Fitting:
         turns = [[g for g in self.groups if g.steady], [g for g in self.groups if not g.steady]]
         for number in range(count):
             belief = self.steps.belief(self.left())
+            agreed = self._agreed()
             for turn in turns:
                 if turn:
-                    self._solve(turn, belief, number >= free)
+                    self._solve(turn, belief, agreed, number >= free)
 
     def left(self) -> Image:
         """Residual steps `(n, p)`."""
@@ -206,7 +229,55 @@ class _Fitting:
         pairs = zip(self.groups, self.steps.modes, strict=True)
         return np.concatenate([m for g, m in pairs if any(g is t for t in turn)])
 
-    def _solve(self, turn: list[Group], belief: Image, found: bool) -> None:
+    def _apart(self) -> list[Array]:
+        """What the two sides of each overlap still differ by, `(p,)` each, level left out."""
+        found = []
+        for overlap, modes in zip(self.overlaps, self.seen_twice, strict=True):
+            course = courses(self.shape[0], overlap.at, self.jumps)
+            left = overlap.data.astype(np.float64)
+            for group, (one, two) in zip(self.groups, modes, strict=True):
+                first, second = course[:, list(group.course)] @ group.weights.T
+                left = left - first @ one + second @ two
+            found.append(left)
+        return found
+
+    def _agreed(self) -> list[Array]:
+        """How far each cell of each overlap is believed; edges of what lies a little off count less."""
+        left = self._apart()
+        if not left:
+            return []
+        left = [x - np.median(x) for x in left]
+        width = 1.4826 * float(np.median(np.abs(np.concatenate(left)))) + LEAST_WIDTH
+        return [NEW / (width**2 + (x / CAUCHY) ** 2) for x in left]
+
+    def _overlapping(
+        self, turn: list[Group], parts: list[int], agreed: list[Array]
+    ) -> tuple[Array, Array]:
+        """Normal matrix `(kq, kq)` and score `(kq,)` of overlaps."""
+        chosen = [any(g is t for t in turn) for g in self.groups]
+        size = sum(len(g.images) for g in turn) * len(parts)
+        matrix, score = np.zeros((size, size)), np.zeros(size)
+        pieces = zip(self.overlaps, self.seen_twice, agreed, self._apart(), strict=True)
+        for overlap, modes, weight, left in pieces:
+            first, second = courses(self.shape[0], overlap.at, self.jumps)[:, parts]
+            one, two = (
+                np.concatenate([m[side] for m, c in zip(modes, chosen, strict=True) if c])
+                for side in (0, 1)
+            )
+            design = (one[:, None] * first[:, None] - two[:, None] * second[:, None]).reshape(
+                size, -1
+            )
+            level, height = design @ weight / weight.sum(), left @ weight / weight.sum()
+            design, left = design - level[:, None], left - height
+            matrix += (design * weight) @ design.T
+            score += design @ (weight * left)
+            if overlap.levelled:  # else the level between two frames is left open
+                known = 1 / (LEVEL**2 + (height / CAUCHY) ** 2)
+                matrix += known * np.outer(level, level)
+                score += known * height * level
+        return matrix, score
+
+    def _solve(self, turn: list[Group], belief: Image, agreed: list[Array], found: bool) -> None:
         """One step of reweighted least squares on some groups; then, their sizes."""
         modes = self._modes(turn)
         score = _scores(modes, belief, self.left())
@@ -214,6 +285,12 @@ class _Fitting:
         parts = sorted({c for g in turn for c in g.course})
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
+        weights = np.zeros((k, q))
+        start = 0
+        for group in turn:
+            rows = slice(start, start + len(group.images))
+            weights[rows, [parts.index(c) for c in group.course]] = group.weights
+            start = rows.stop
         if turn[0].steady:  # all frames at once
             normal = ((modes * belief.sum(0)) @ modes.T).astype(np.float64)[None]
             matrix, right = normal[0], normal[0] @ now[0] + score.sum(0)
@@ -224,11 +301,16 @@ class _Fitting:
             matrix, right = matrix.reshape(k * q, k * q), (wanted.T @ course).ravel()
         trust = _contradiction(normal, score) if found else np.full(k, NEW)
         size = np.concatenate([self._expected(g, parts) for g in turn])
-        # A mode that is believed less is held by its prior as much more, instead.
-        prior = 1 / (size**2 * trust[:, None] + 1e-12)
-        inverse = np.linalg.inv(matrix + np.diag(prior.ravel()))
+        # What steps say of a mode counts as much as it is believed; overlaps and prior count in full.
+        belief_in = np.repeat(trust, q)
+        matrix, right = belief_in[:, None] * matrix, belief_in * right
+        if self.overlaps:
+            common, pull = self._overlapping(turn, parts, agreed)
+            right = right + common @ weights.ravel() + pull
+            matrix = matrix + common
+        inverse = np.linalg.inv(matrix + np.diag(1 / (size**2 + 1e-12).ravel()))
         weights = (inverse @ right).reshape(k, q)
-        variance = np.diag(inverse).reshape(k, q) / trust[:, None]
+        variance = np.maximum(np.diag(inverse).reshape(k, q), 0)
         start = 0
         for group in turn:
             rows = slice(start, start + len(group.images))

@@ -10,6 +10,7 @@ from txmcorrect.background.quality import (
     DARK_SHARE,
     LEAK_LIMIT,
     UNCERTAIN_LIMIT,
+    UNCERTAIN_NOISE,
     Flag,
     leak_slope,
     odd_ones,
@@ -57,7 +58,8 @@ def flag_frames(
     bits = np.zeros(len(keys), np.uint32)
     bits[np.abs(leak) > LEAK_LIMIT] |= np.uint32(Flag.LEAK)
     bits[odd] |= np.uint32(Flag.ODD_BACKGROUND)
-    bits[[spread_rms(s, lit) > UNCERTAIN_LIMIT for s in std]] |= np.uint32(Flag.UNCERTAIN)
+    limit = max(UNCERTAIN_LIMIT, UNCERTAIN_NOISE * photon_noise(survey, fields, lit))
+    bits[[spread_rms(s, lit) > limit for s in std]] |= np.uint32(Flag.UNCERTAIN)
     nearest = np.abs(np.arange(n)[:, None] - keys[None]).argmin(1)
     flag = survey.flag | bits[nearest]
     left = np.stack([log_small[i] - interpolate(fields, keys, jumps, i) for i in range(n)])
@@ -68,6 +70,14 @@ def flag_frames(
             flag[i] |= np.uint32(Flag.PARTLY_DARK)
     flag[jumps] |= np.uint32(Flag.JUMP)
     return flag, leak
+
+
+def photon_noise(survey: Survey, fields: NDArray[np.float32], lit: NDArray[np.bool_]) -> float:
+    """Relative photon noise of a pixel where the light is as usual; 0 where nothing is lit."""
+    if not lit.any():
+        return 0.0
+    photons = survey.photons * float(np.exp(np.median(fields[:, lit])))
+    return 1 / max(photons, 1.0) ** 0.5
 
 
 def odd_frames(

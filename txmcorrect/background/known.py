@@ -30,6 +30,7 @@ class Known:
     place : `(n,)` from 0 at `before` to 1 at `after`.
     bank : `(k, h, w)` counts of references of other moments, at log exposure 0, or None.
     absolute : exposures of frames and references are recorded.
+    position : `(n, 2)` corners of a mosaic's frames (y, x) in working pixels, or None.
     """
 
     frames: Image
@@ -41,15 +42,19 @@ class Known:
     place: NDArray[np.float64] | None = None
     bank: Image | None = None
     absolute: bool = False
+    position: NDArray[np.float64] | None = None
 
 
 def known_scan(
-    survey: Survey, references: tuple[Reference, ...], exposure: NDArray[np.float64] | None
+    survey: Survey,
+    references: tuple[Reference, ...],
+    exposure: NDArray[np.float64] | None,
+    corner_px: NDArray[np.float64] | None = None,
 ) -> Known:
     """Find what the references of a scan are: before, after, or a bank of many moments.
 
     The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
-    exposure x current, None where it was not recorded.
+    exposure x current, None where it was not recorded. `corner_px` `(n, 2)` see `Scan`.
     """
     n = len(survey.small)
     before = after = bank = place = None
@@ -80,6 +85,7 @@ def known_scan(
         place=place,
         bank=bank,
         absolute=absolute,
+        position=None if corner_px is None else corner_px / survey.factor,
     )
 
 

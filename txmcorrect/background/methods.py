@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
-from txmcorrect.background.estimate import Draw, batches_of, draw_samples
+from txmcorrect.background.estimate import (
+    Draw,
+    batches_of,
+    draw_samples,
+    shape_spread,
+    weighed,
+    width,
+)
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
 from txmcorrect.background.scale import Reference
@@ -79,6 +86,7 @@ def as_scan(problem: Problem) -> Scan:
         darks=ArrayFrames(problem.dark[None]),
         theta=problem.theta,
         current_ma=problem.current_ma,
+        corner_px=problem.position_px,
     )
 
 
@@ -154,13 +162,19 @@ def sample_background(
     assert background.conditions is not None
     several = replace(draw, samples=count)
     keys, spread = background.keys, []
+    conditions = background.conditions
     for batch, keep in batches_of(keys):
-        samples = draw_samples(model, background.conditions.looks, batch, several)[:, :keep]
-        spread.append(background.conditions.spread * (samples - samples.mean(0)).numpy())
+        samples = draw_samples(model, conditions.looks, batch, several)
+        middle = samples.mean(0)
+        wide = conditions.spread * (samples - middle)
+        if conditions.base is not None:
+            std = conditions.spread * shape_spread(samples, middle)
+            wide = wide * width(weighed(conditions.base, batch, middle, std)[1])
+        spread.append(wide[:, :keep].numpy())
     small = np.concatenate(spread, 1)
     out = np.empty((count, len(background.amplitude), *background.lit.shape), np.float32)
     for frame, key in enumerate(_nearest_keys(background)):
-        middle = background.log_background(frame)
+        found = background.log_background(frame)
         for k in range(count):
-            out[k, frame] = middle + background.native(small[k, key])
+            out[k, frame] = found + background.native(small[k, key])
     return out

@@ -83,7 +83,7 @@ def estimate_background(
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
     exposure = _log_exposure(scan)
-    conditions = _conditions(model, survey, references, exposure, interval, draw.partners)
+    conditions = _conditions(scan, model, survey, references, exposure, interval, draw.partners)
     keys, fields, std = _key_fields(survey, model, conditions, draw, every, report, pieces)
     small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
@@ -147,6 +147,7 @@ def _detail(
 
 
 def _conditions(
+    scan: Scan,
     model: Model,
     survey: Survey,
     references: tuple[Reference, ...],
@@ -157,7 +158,8 @@ def _conditions(
     """What the model sees of a frame."""
     photons = survey.photons * survey.factor**2
     if model.spec.condition == "stack":
-        return stack_conditions(known_scan(survey, references, exposure), model.spec.extra)
+        known = known_scan(survey, references, exposure, scan.corner_px)
+        return stack_conditions(known, model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 
 

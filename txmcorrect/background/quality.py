@@ -50,7 +50,8 @@ UNREFERENCED = "from the frames alone: broad structure may be too weak, what sta
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
 # Less is chance: a drift and a sample have some tens of features in the band.
 LEAK_CORRELATION = 0.4
-UNCERTAIN_LIMIT = 0.03  # rms spread of the log background's shape
+# Rms spread of the log background's shape: what stands out from a single frame's photon noise.
+UNCERTAIN_LIMIT, UNCERTAIN_NOISE = 0.05, 3.0
 ODD_LIMIT = 6.0  # robust standard deviations from the scan's usual change
 ODD_FLOOR = 0.03
 DARK_SHARE = 0.05

@@ -33,7 +33,7 @@ LEVEL_SHARE, LEVEL_SCALE = (
 )  # an unknown level is guesswork: a small part of what is generated
 ENOUGH = 1200  # pixels of a median
 REFERENCES = ("none", "one", "before-after", "bank")  # by what the fit rests on
-FLAGS = slice(12, 15)  # channels: has_before, has_after, has_bank
+DOUBT, FLAGS = 8, slice(12, 15)  # channels: what the fit doubts; has_before, has_after, has_bank
 MANY = 14.0  # frames; training sees no more
 
 
@@ -124,6 +124,11 @@ def references_seen(cond: Tensor) -> list[str]:
     before, after, bank = (cond[:, k, 0, 0] > 0 for k in range(FLAGS.start, FLAGS.stop))
     kind = torch.where(bank, 3, before.long() + after.long())
     return [REFERENCES[k] for k in kind.tolist()]
+
+
+def doubt_seen(cond: Tensor) -> Tensor:
+    """Deviation of the base `(b, h, w)` in units of the scale, from a condition `(b, c, h, w)`."""
+    return torch.sinh(cond[:, DOUBT])
 
 
 def _level(image: Tensor, lit: Tensor) -> Tensor:
