@@ -182,7 +182,7 @@ def test_a_reference_moves_by_its_gradient():
     along_x = moved(image, LIT)[1]
     step = np.gradient(gaussian_filter(image, 1.5), axis=1) * 0.01 * 40
     assert np.allclose(along_x, step, atol=1e-6)
-    assert moved(image[:1], LIT[:1]).shape == (2, 1, 40)
+    assert moved(image[:1], LIT[:1]).shape == (7, 1, 40)
 
 
 def test_cosines_are_orthogonal_and_fall_off():

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background.drift import BENT, DRIFTING, MOVING, SLOW, STEADY, Fit, Group, fit_drift
+from txmcorrect.background.drift import (
+    ABRUPT,
+    BENT,
+    DRIFTING,
+    MOVING,
+    SLOW,
+    STEADY,
+    Fit,
+    Group,
+    fit_drift,
+)
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known
 from txmcorrect.background.overlaps import Overlap, find_overlaps
@@ -56,6 +66,7 @@ def find_base(known: Known) -> Base:
     gain = np.zeros(len(logs)) if exposure is None else exposure
     logs = logs - gain.astype(np.float32)[:, None, None]
     reference, groups = _reference(known, logs[chosen], lit)
+    groups.append(Group(np.float32(BROAD) * cosines(lit.shape, FEW_ORDERS), ABRUPT, most=20.0))
     change = logs - reference
     fit = fit_drift(change[chosen], lit, groups, _overlaps(known, change, lit, chosen))
     drift, std = _everywhere(fit, chosen, len(logs))

@@ -14,7 +14,7 @@ priors from the evidence, MacKay 1992.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,9 +37,14 @@ LEAST_BELIEF = 1e-4
 COURSE = np.array([1.0, 1.0, 0.3, 0.15, 0.08, 0.05])
 STEADY, DRIFTING, SLOW = (0,), (0, 1, 2, 3), (0, 1, 2, 3, 4)
 MOVING, BENT = (1, 2, 3), (2, 3, 4)
+ABRUPT: tuple[int, ...] = ()  # of modes that only jump
 MOST_JUMPS = 2
 JUMP_EVIDENCE = 40.0  # chi squared beyond twice the number of modes
 LEAST_JUMP = 0.02  # rms, natural log
+JUMP_SIZE = 5.0  # of a mode, over what is expected of drifts
+LEAST_POWER = 0.1  # of a step that no course can follow
+MEDIAN_VARIANCE = 1.57  # of a median over that of a mean
+LEAST_SIDE, BESIDE = 3, 5  # frames before and after a jump that are compared: at least, at most
 
 
 @dataclass
@@ -121,7 +126,7 @@ def courses(count: int, at: Array | None = None, jumps: tuple[int, ...] = ()) ->
     place = np.arange(count, dtype=float) if at is None else np.asarray(at, float)
     u = place / max(count - 1, 1)
     waves = [np.cos(np.pi * k * u) for k in range(2, len(COURSE))]
-    steps = [np.where(place > j - 0.5, 0.5, -0.5) for j in jumps]
+    steps = [np.where(place > j - 0.5, 1.0, 0.0) for j in jumps]
     return np.stack([np.ones(len(u)), 2 * u - 1, *waves, *steps], 1)
 
 
@@ -134,15 +139,19 @@ class _Steps:
         self.octave = octave[seen]
         self.modes = [steps_of(g.images)[:, seen].astype(np.float32) for g in groups]
 
-    def belief(self, left: Image) -> Image:
-        """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave."""
+    def belief(self, left: Image, apart: bool = False) -> Image:
+        """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave.
+
+        `apart` : the usual residual is that of each frame, not of all.
+        """
         weight = np.empty_like(left)
         for k in range(OCTAVES):
             own = self.octave == k
             if own.any():
-                some = np.abs(left[:: 1 + len(left) // 16, own])
-                width = np.float32(1.4826 * np.median(some[:, :: 1 + some.size // 30_000]))
-                width += LEAST_WIDTH
+                some = np.abs(left[:, own] if apart else left[:: 1 + len(left) // 16, own])
+                some = some[:, :: 1 + some.size // (len(some) * 2000)]
+                usual = np.median(some, 1, keepdims=True) if apart else np.median(some)
+                width = np.float32(1.4826 * usual) + np.float32(LEAST_WIDTH)
                 weight[:, own] = 1 / (width**2 + (left[:, own] / CAUCHY) ** 2)
         return weight
 
@@ -165,10 +174,10 @@ def fit_drift(
     fit = _Fitting(logs, lit, groups, overlaps)
     fit.rounds(ROUNDS, FREE_ROUNDS)
     for _ in range(MOST_JUMPS):
-        jump = fit.next_jump()
-        if jump is None:
+        found = fit.next_jump()
+        if found is None:
             break
-        fit.add_jump(jump)
+        fit.add_jump(*found)
         fit.rounds(ROUNDS // 2, 1)
     return Fit(fit.change(), fit.std(), tuple(sorted(fit.jumps)))
 
@@ -194,18 +203,32 @@ class _Fitting:
             group.weights = np.zeros((len(group.images), len(group.course)))
             group.std = np.zeros_like(group.weights)
 
-    def add_jump(self, jump: int) -> None:
-        """Let all moving groups jump there, by as much as they change otherwise."""
+    def add_jump(self, jump: int, change: Array) -> None:
+        """Let all moving groups jump there; `change` `(k,)` is that of the `_jumpers`."""
+        start = 0
+        jumpers = self._jumpers()
         self.jumps = (*self.jumps, jump)
         self.course = courses(self.shape[0], None, self.jumps)
         for group in self.groups:
-            if not group.steady:
-                group.course = (*group.course, len(COURSE) + len(self.jumps) - 1)
-                group.weights = np.pad(group.weights, ((0, 0), (0, 1)))
-                group.std = np.pad(group.std, ((0, 0), (0, 1)))
+            if group.steady:
+                continue
+            group.course = (*group.course, len(COURSE) + len(self.jumps) - 1)
+            group.weights = np.pad(group.weights, ((0, 0), (0, 1)))
+            group.std = np.pad(group.std, ((0, 0), (0, 1)))
+            if any(group is g for g in jumpers):
+                group.weights[:, -1] = change[start : start + len(group.images)]
+                start += len(group.images)
+
+    def _jumpers(self) -> list[Group]:
+        """Groups that tell a jump: those that only jump, as they are few modes; or else all that move."""
+        parts = set(range(len(COURSE), len(COURSE) + len(self.jumps)))
+        return [g for g in self.groups if set(g.course) <= parts] or [
+            g for g in self.groups if not g.steady
+        ]
 
     def rounds(self, count: int, free: int) -> None:
-        turns = [[g for g in self.groups if g.steady], [g for g in self.groups if not g.steady]]
+        moving = [g for g in self.groups if not g.steady and g.course]
+        turns = [[g for g in self.groups if g.steady], moving]
         for number in range(count):
             belief = self.steps.belief(self.left())
             agreed = self._agreed()
@@ -254,19 +277,13 @@ class _Fitting:
         self, turn: list[Group], parts: list[int], agreed: list[Array]
     ) -> tuple[Array, Array]:
         """Normal matrix `(kq, kq)` and score `(kq,)` of overlaps."""
-        chosen = [any(g is t for t in turn) for g in self.groups]
         size = sum(len(g.images) for g in turn) * len(parts)
         matrix, score = np.zeros((size, size)), np.zeros(size)
-        pieces = zip(self.overlaps, self.seen_twice, agreed, self._apart(), strict=True)
-        for overlap, modes, weight, left in pieces:
-            first, second = courses(self.shape[0], overlap.at, self.jumps)[:, parts]
-            one, two = (
-                np.concatenate([m[side] for m, c in zip(modes, chosen, strict=True) if c])
-                for side in (0, 1)
-            )
-            design = (one[:, None] * first[:, None] - two[:, None] * second[:, None]).reshape(
-                size, -1
-            )
+        pieces = zip(self.overlaps, self._seen_apart(turn), agreed, strict=True)
+        for overlap, (at, one, two, left), weight in pieces:
+            first, second = courses(self.shape[0], at, self.jumps)[:, parts]
+            design = one[:, None] * first[:, None] - two[:, None] * second[:, None]
+            design = design.reshape(size, -1)
             level, height = design @ weight / weight.sum(), left @ weight / weight.sum()
             design, left = design - level[:, None], left - height
             matrix += (design * weight) @ design.T
@@ -327,33 +344,53 @@ class _Fitting:
         row = [group.size * course[p] if p in group.course else 0.0 for p in parts]
         return np.tile(row, (len(group.images), 1))
 
-    def next_jump(self) -> int | None:
-        """The frame before which all weights change at once, if that says much more of the frames."""
-        turn = [g for g in self.groups if not g.steady]
+    def next_jump(self) -> tuple[int, Array] | None:
+        """The frame before which weights change at once, and by how much, if that explains much more.
+
+        Judged by how each frame departs from the fit, a frame that is odd alone not counting, and by
+        overlaps of frames on both sides.
+        """
+        turn = self._jumpers()
         n = self.shape[0]
-        if not turn or n < 6:
+        if not turn or n < 2 * LEAST_SIDE:
             return None
         left = self.left()
-        belief, modes = self.steps.belief(left), self._modes(turn)
-        normal, score = _normals(modes, belief), _scores(modes, belief, left)
+        belief, modes = self.steps.belief(left, apart=True), self._modes(turn)
+        pairs = zip(_normals(modes, belief), _scores(modes, belief, left), strict=True)
+        belief = self.steps.belief(left)
+        normal, pull = _normals(modes, belief), _scores(modes, belief, left)
+        own = np.stack([np.linalg.solve(a + np.eye(len(a)) / NEW, b) for a, b in pairs])
         images = np.concatenate([g.images for g in turn])[:, self.lit]
-        basis = np.linalg.qr(self.course)[0]
-        best: tuple[float, int] | None = None
-        for jump in range(2, n - 1):
-            contrast = np.where(np.arange(n) >= jump, 0.5, -0.5)
-            contrast = contrast - basis @ (basis.T @ contrast)
-            if contrast @ contrast < 0.1:
+        crossing = [_Crossing(*pair) for pair in self._seen_apart(turn)]
+        best: tuple[float, int, Array] | None = None
+        taken = (0, *self.jumps, n)
+        for jump in range(1, n):
+            if min(abs(jump - t) for t in taken) < LEAST_SIDE:
                 continue
-            pull = contrast @ score
-            spread = score - np.outer(contrast, pull) / (contrast @ contrast)
-            trust = _contradiction(normal, spread)
-            matrix = np.einsum("n,nkl->kl", contrast**2, normal)
-            change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
-            evidence = float((trust * pull) @ change)
-            size = float((change @ images).std())
-            if size > LEAST_JUMP and evidence > 2 * len(images) + JUMP_EVIDENCE:
-                best = max(best or (0.0, 0), (evidence, jump))
-        return None if best is None else best[1]
+            change, known = _beside(own, jump)
+            score, matrix = known * change, np.diag(known + 1 / JUMP_SIZE**2)
+            for pair in crossing:
+                pair.add_to(matrix, score, jump)
+            change = np.linalg.solve(matrix, score)
+            evidence = float(score @ change)
+            smeared = _smeared(jump, self.course, normal, pull)
+            if smeared[1] > evidence:
+                change, evidence = smeared
+            enough = 2 * len(images) + JUMP_EVIDENCE
+            large = float((change @ images).std()) > LEAST_JUMP
+            if large and evidence > enough and (best is None or evidence > best[0]):
+                best = (evidence, jump, change)
+        return None if best is None else (_first_after(own, best[1], taken), best[2])
+
+    def _seen_apart(self, turn: list[Group]) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """Of each overlap: places of the two frames, what each sees of some modes, what they differ by."""
+        chosen = [any(g is t for t in turn) for g in self.groups]
+        for overlap, modes, left in zip(self.overlaps, self.seen_twice, self._apart(), strict=True):
+            one, two = (
+                np.concatenate([m[side] for m, c in zip(modes, chosen, strict=True) if c])
+                for side in (0, 1)
+            )
+            yield overlap.at, one, two, left
 
     def change(self) -> Image:
         total = np.zeros(self.shape, np.float32)
@@ -369,6 +406,69 @@ class _Fitting:
             images = group.images - group.images[:, self.lit].mean(1)[:, None, None]
             variance += np.tensordot(weights, images**2, 1).astype(np.float32)
         return np.sqrt(variance)
+
+
+def _usual(own: Array) -> Array:
+    """Robust deviation of frames `(n, k)` from their median, `(k,)`."""
+    return np.asarray(1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6)
+
+
+def _beside(own: Array, jump: int) -> tuple[Array, Array]:
+    """Change `(k,)` between the medians of some frames on both sides, and its precision.
+
+    `own` `(n, k)`: how each frame departs from the fit.
+    """
+    after, before = own[jump : jump + BESIDE], own[max(jump - BESIDE, 0) : jump]
+    variance = _usual(own) ** 2 * MEDIAN_VARIANCE * (1 / len(after) + 1 / len(before))
+    return np.median(after, 0) - np.median(before, 0), 1 / variance
+
+
+def _first_after(own: Array, jump: int, taken: tuple[int, ...]) -> int:
+    """Where near `jump` the frames change sides: medians do not say, as they bear odd frames."""
+    around = np.arange(max(jump - BESIDE, 0), min(jump + BESIDE, len(own)))
+    sides = (np.median(own[around[around < jump]], 0), np.median(own[around[around >= jump]], 0))
+    apart = [(np.abs(own[around] - side) / _usual(own)).sum(1) for side in sides]
+    choices = [j for j in around if min(abs(int(j) - t) for t in taken) >= LEAST_SIDE]
+    return int(min(choices, key=lambda j: apart[0][around < j].sum() + apart[1][around >= j].sum()))
+
+
+def _smeared(jump: int, course: Array, normal: Array, score: Array) -> tuple[Array, float]:
+    """Change `(k,)` at a jump that the fit has smeared over all frames, and its evidence.
+
+    `normal` `(n, k, k)` and `score` `(n, k)` of all frames against the fit.
+    """
+    basis = np.linalg.qr(course)[0]
+    step = np.where(np.arange(len(score)) >= jump, 1.0, 0.0)
+    step = step - basis @ (basis.T @ step)
+    power = float(step @ step)
+    if power < LEAST_POWER:
+        return np.zeros(score.shape[1]), 0.0
+    pull = step @ score
+    trust = _contradiction(normal, score - np.outer(step, pull) / power)
+    matrix = np.einsum("n,nkl->kl", step**2, normal)
+    change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
+    return change, float((trust * pull) @ change)
+
+
+class _Crossing:
+    """What one overlap says of a jump between its frames."""
+
+    def __init__(self, at: Array, one: Array, two: Array, left: Array) -> None:
+        self.at = at
+        left = left - np.median(left)
+        width = 1.4826 * float(np.median(np.abs(left))) + LEAST_WIDTH
+        weight = NEW / (width**2 + (left / CAUCHY) ** 2)
+        one, two, left = (x - (x @ weight / weight.sum())[..., None] for x in (one, two, left))
+        self.square = [[(a * weight) @ b.T for b in (one, two)] for a in (one, two)]
+        self.pull = [(a * weight) @ left for a in (one, two)]
+
+    def add_to(self, matrix: Array, score: Array, jump: int) -> None:
+        """Add the normal equations of the change at `jump`, in place."""
+        share = np.where(self.at > jump - 0.5, 1.0, 0.0) * (1, -1)
+        for a in (0, 1):
+            score += share[a] * self.pull[a]
+            for b in (0, 1):
+                matrix += share[a] * share[b] * self.square[a][b]
 
 
 def _normals(modes: Image, belief: Image) -> Array:

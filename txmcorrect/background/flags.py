@@ -47,14 +47,14 @@ def flag_frames(
     `quality.Flag` and the leak `(k,)`, see `quality.leak_slope`.
     """
     n = len(survey.small)
-    usual = np.median(fields, axis=0)
+    usual = _usual(fields, keys, jumps)
     log_small = np.log(np.maximum(survey.small, LEAST))
-    distance = np.array([(f - usual)[lit].std() for f in fields])
+    distance = np.array([(f - u)[lit].std() for f, u in zip(fields, usual, strict=True)])
     odd = odd_ones(distance)
     leak = np.zeros(len(keys))
     if len(keys) > LEAK_FRAMES:
         for k, key in enumerate(keys):
-            leak[k] = leak_slope(fields[k], usual, log_small[key] - fields[k], lit)
+            leak[k] = leak_slope(fields[k], usual[k], log_small[key] - fields[k], lit)
     bits = np.zeros(len(keys), np.uint32)
     bits[np.abs(leak) > LEAK_LIMIT] |= np.uint32(Flag.LEAK)
     bits[odd] |= np.uint32(Flag.ODD_BACKGROUND)
@@ -70,6 +70,15 @@ def flag_frames(
             flag[i] |= np.uint32(Flag.PARTLY_DARK)
     flag[jumps] |= np.uint32(Flag.JUMP)
     return flag, leak
+
+
+def _usual(
+    fields: NDArray[np.float32], keys: NDArray[np.intp], jumps: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Median background `(k, h', w')` of the key frames between the same jumps as each."""
+    part = np.searchsorted(jumps, keys, side="right")
+    medians = {p: np.median(fields[part == p], axis=0) for p in np.unique(part)}
+    return np.stack([medians[p] for p in part])
 
 
 def photon_noise(survey: Survey, fields: NDArray[np.float32], lit: NDArray[np.bool_]) -> float:

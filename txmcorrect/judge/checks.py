@@ -153,11 +153,14 @@ def check_neighbours(trial: Trial) -> Finding:
 
     `swap` is the rms change of log b in the frames that keep their sample; `leak_*` its slope,
     octave by octave, on what changed in log T one, two or three frames away, the worst of these.
-    The beam and the noise stay, so nothing but leakage shows.
+    The beam and the noise stay, so nothing but leakage shows. Nobody is told where tiles lie: with
+    other samples they no longer agree where they overlap.
     """
-    scene = trial.scene.swapped
-    after = background_only(trial.method)(scene.problem)
-    change = (after.log_background - trial.estimate.log_background)[::KEPT_EVERY]
+    scene, method = trial.scene.swapped, background_only(trial.method)
+    before, after = trial.estimate, method(scene.problem.without("position_px"))
+    if trial.scene.problem.position_px is not None:
+        before = method(trial.scene.problem.without("position_px"))
+    change = (after.log_background - before.log_background)[::KEPT_EVERY]
     rms = float(np.sqrt(np.mean(metrics.log_rms(change, trial.lit) ** 2)))
     leaks: dict[str, float] = {}
     effect = _modes(change, trial.lit)
