@@ -1,4 +1,4 @@
-"""A network's worth and spread, measured on items whose truth is known."""
+"""How far fit and network are from what they claim, measured on items whose truth is known."""
 
 from dataclasses import replace
 
@@ -35,14 +35,14 @@ class Known(torch.nn.Module):
 def known(monkeypatch):
     """A network that is shown the truth of every batch."""
 
-    def make(share, width=1.0):
+    def make(share, width=1.0, truth=1.0):
         network = Known(share, width)
 
         class Spied(module.Batches):
             def __getitem__(self, index):
                 batch = super().__getitem__(index)
                 generator = torch.Generator().manual_seed(index)
-                shape = torch.randn(batch.x0.shape, generator=generator)
+                shape = truth * torch.randn(batch.x0.shape, generator=generator)
                 batch = replace(batch, x0=shape, scale=torch.full((len(shape),), 0.05))
                 network.truth = batch.x0
                 return batch
@@ -53,19 +53,24 @@ def known(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("share", "worth"), [(1.0, 1.0), (2.0, 0.5), (-1.0, 0.0)])
-def test_worth_is_what_brings_the_answer_nearest_to_the_truth(known, share, worth):
-    found = calibrate(known(share), SETTINGS, SIGMAS, 6)
-    seen = [name for name in REFERENCES if found.worth[name] != 1.0 or share == 1.0]
-    assert seen
-    assert all(found.worth[name] == pytest.approx(worth) for name in seen)
+def test_a_spread_of_the_errors_own_size_is_left(known):
+    """Nothing is said, so errors have unit deviation, and so have the samples."""
+    found = calibrate(known(0.0), SETTINGS, SIGMAS, 6).spread
+    assert any(factor != 1.0 for factor in found.values())
+    assert all(0.8 < factor < 1.25 for factor in found.values())
 
 
-def test_the_spread_is_made_to_hold_nine_errors_in_ten(known):
-    """Nothing is said, so errors have unit deviation; samples spread half as much."""
+def test_samples_that_spread_half_as_much_count_twice(known):
     wide, narrow = (calibrate(known(0.0, w), SETTINGS, SIGMAS, 6).spread for w in (1.0, 0.5))
     ratios = [narrow[k] / wide[k] for k in REFERENCES if wide[k] != 1.0]
     assert ratios and all(1.7 < ratio < 2.3 for ratio in ratios)
+
+
+def test_a_fit_that_errs_twice_as_much_is_doubted_twice_as_much(known):
+    """Also where the network knows the truth: it is the fit's doubt that is measured."""
+    small, large = (calibrate(known(1.0, truth=t), SETTINGS, SIGMAS, 6).doubt for t in (0.05, 0.1))
+    ratios = [large[k] / small[k] for k in REFERENCES if 0.31 < small[k] != 1.0 and large[k] < 19]
+    assert ratios and all(ratio == pytest.approx(2, rel=0.01) for ratio in ratios)
 
 
 def test_references_are_read_off_the_condition():
