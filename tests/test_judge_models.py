@@ -154,20 +154,20 @@ def test_source_0_keeps_every_sample_as_it_comes(scene, monkeypatch):
     assert (draw.sampler, draw.samples, draw.partners, seen["settle_keys"]) == ("ddpm", 1, 1, 1)
 
 
-@pytest.mark.parametrize("condition", ["pair", "stack"])
 @pytest.mark.parametrize("references", ["none", "bank+stale"])
-def test_the_background_alone_is_the_same_background(condition, references):
+def test_the_background_of_pairs_alone_is_the_same_background(references):
     setting = scenes.Setting("mosaic-sparse", references=references, shape=(32, 32))
     problem = scenes.simulated_scene(setting, 3).problem
-    (method,) = candidate(network("v", condition=condition), Draw()).values()
+    (method,) = candidate(network("v"), Draw()).values()
     full, alone = method(problem), method.background_only(problem)
     np.testing.assert_array_equal(full.log_background, alone.log_background)
     assert full.scale == alone.scale
     assert full.sampler is not None and full.std is not None
 
 
-def test_a_single_sample_has_no_shorter_way():
-    (method,) = candidate(network("v"), Draw(samples=1)).values()
+@pytest.mark.parametrize(("condition", "samples"), [("pair", 1), ("stack", 4)])
+def test_a_single_sample_and_one_that_samples_weigh_have_no_shorter_way(condition, samples):
+    (method,) = candidate(network("v", condition=condition), Draw(samples=samples)).values()
     assert not hasattr(method, "background_only")
 
 

@@ -20,7 +20,7 @@ def candidate(model: Model, draw: Draw, interval: int = 1) -> dict[str, Method]:
     name = method_name(model, draw) + ("" if interval == 1 else f"-i{interval}")
     method = METHODS[model.spec.condition]
     full = method(model, draw, interval)
-    if draw.samples == 1:
+    if draw.samples == 1 or model.spec.condition == "stack":  # its samples weigh its answer
         return {name: full}
     return {name: Pipeline(full, method(model, mean_only(model, draw), interval))}
 
@@ -42,10 +42,11 @@ class Pipeline:
 
 
 def mean_only(model: Model, draw: Draw) -> Draw:
-    """The cheapest draw whose background is that of several samples, to the bit.
+    """The cheapest draw that gives what the network says: the posterior mean, one evaluation at the
+    largest sigma (`estimate.generate`).
 
-    That background is the posterior mean, one evaluation at the largest sigma (`estimate.generate`);
-    of several partners the median is taken only if there is more than one sample.
+    A pair model's background is that to the bit; of several partners the median is taken only if
+    there is more than one sample.
     """
     samples = 2 if model.spec.condition == "pair" else 1
     return replace(draw, sampler="ddim", steps=1, samples=samples)
