@@ -38,6 +38,7 @@ class Background:
     details : fixed log patterns `(h, w)`, one for each part of the scan with a background of its own
     (an energy); part : `(k,)` which of them a key frame belongs to. factor : bin of the working grid.
     amplitude, flag : `(n,)`; lit : `(h, w)`; dark : `(h, w)`.
+    grain : photon noise of the details, rms of the log.
     conditions : what the model sees of a frame, to draw more samples with.
     notes : doubts about all frames; referenced : whether references show the background's shape.
     """
@@ -58,6 +59,7 @@ class Background:
     leak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     conditions: Conditions | None = field(default=None, repr=False)
     part: NDArray[np.intp] | None = None
+    grain: float = 0.0
 
     def key_image(self, key: int) -> Image:
         """Log background `(h, w)` of key frame number `key`, at native resolution."""
@@ -65,7 +67,7 @@ class Background:
 
     def key_std(self, key: int) -> Image:
         """Spread `(h, w)` of the log background of key frame number `key`."""
-        return self.native(self.std[key])
+        return np.hypot(self.native(self.std[key]), np.float32(self.grain))
 
     def log_background(self, frame: int) -> Image:
         """Log background `(h, w)` of a frame, amplitude included."""
@@ -156,6 +158,7 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
         referenced=all(b.referenced for b in backgrounds),
         leak=np.concatenate([b.leak for b in backgrounds]),
         conditions=None,
+        grain=max(b.grain for b in backgrounds),
         part=np.repeat(np.arange(len(backgrounds)), [len(b.keys) for b in backgrounds]),
     )
 

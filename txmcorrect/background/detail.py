@@ -24,6 +24,7 @@ MOST_FRAMES = 64
 BAND_BYTES = 128 * 2**20  # of ratios that are sorted at a time
 LIKE = 0.15  # rank correlation with the scan's own pattern; less is another detector or optic
 RANKED = 500_000  # pixels
+INNER = 1.2  # variance of an interquartile mean over that of a mean
 WINDOW = 5  # pixels over which signal and noise are compared
 
 
@@ -125,6 +126,26 @@ def fixed_pattern(
     return (total / np.float32(count) if count else own), np.array(fit, np.intp)
 
 
+def grain_of(
+    detail: Image, survey: Survey, references: tuple[Reference, ...], lit: NDArray[np.bool_]
+) -> float:
+    """Photon noise that a fixed pattern `(h, w)` brings along, rms of the log over pixels.
+
+    `references` : those it was taken from; if there are none, it was taken from the frames, shrunk, and
+    is off by no more than it says. `lit` `(h', w')` cells.
+    """
+    if survey.factor == 1 or not lit.any():
+        return 0.0
+    if references:
+        frames = sum(1 if r.flats is None else len(r.flats) for r in references)
+        light = float(np.median(references[0].counts))
+        return float(1 / np.sqrt(max(survey.photons * light * frames, 1.0)))
+    index = choose_frames(survey.usable)
+    light = float(np.median(survey.small[index][:, lit]))
+    noise = INNER / max(survey.photons * light * len(index), 1.0)
+    return float(min(noise**0.5, detail.std()))
+
+
 def likeness(own: Image, theirs: Image) -> float:
     """Rank correlation of two patterns: edges of a sample that stands still are few, and cannot rule it.
 
@@ -162,4 +183,4 @@ def _robust(ratios: Image) -> tuple[Image, Image]:
     centre = inner.mean(0)
     # The inner half of a normal sample; 1.35 is its interquartile range in standard deviations.
     width = (ordered[m - 1 - cut] - ordered[cut]) / 1.35
-    return centre, 1.2 * width**2 / m
+    return centre, INNER * width**2 / m

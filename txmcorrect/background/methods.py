@@ -156,7 +156,8 @@ def sample_background(
 ) -> NDArray[np.float32]:
     """Draws of the log background about the one that was found, `(count, n, h, w)`.
 
-    What is drawn is the spread, that of the nearest key frame: samples less their own mean. The
+    What is drawn is the spread, that of the nearest key frame: samples less their own mean, and the
+    grain of the fixed pattern. The
     mean is the result itself, which is settled over key frames and levelled.
     """
     assert background.conditions is not None
@@ -172,9 +173,13 @@ def sample_background(
             wide = wide * width(weighed(conditions.base, batch, middle, std)[1])
         spread.append(wide[:, :keep].numpy())
     small = np.concatenate(spread, 1)
-    out = np.empty((count, len(background.amplitude), *background.lit.shape), np.float32)
+    shape = background.lit.shape
+    out = np.empty((count, len(background.amplitude), *shape), np.float32)
+    # The pattern is one for all frames, and so is what its photon noise makes of it.
+    noise = np.random.default_rng(draw.seed).standard_normal((count, *shape), np.float32)
+    grain = np.float32(background.grain) * noise
     for frame, key in enumerate(_nearest_keys(background)):
         found = background.log_background(frame)
         for k in range(count):
-            out[k, frame] = found + background.native(small[k, key])
+            out[k, frame] = found + background.native(small[k, key]) + grain[k]
     return out

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import spread_out
 from txmcorrect.background.course import Background
-from txmcorrect.background.detail import fixed_pattern
+from txmcorrect.background.detail import fixed_pattern, grain_of
 from txmcorrect.background.estimate import (
     BATCH,
     Conditions,
@@ -123,6 +123,7 @@ def estimate_background(
         referenced=model.spec.condition == "stack" and len(references) > 0,
         leak=leak,
         conditions=conditions,
+        grain=grain_of(detail, survey, references, small_lit),
     )
 
 
