@@ -1,6 +1,6 @@
 """`mosaic`: tiles to one image.
 
-correct -> find bad tiles -> positions -> background from overlaps -> blend -> pyramid, layout, report
+rough positions -> correct -> bad tiles -> positions -> overlaps -> blend -> pyramid, layout, report
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from txmcorrect.formats.ome import read_level, write_pyramid
 from txmcorrect.mosaicking.arrange import align
 from txmcorrect.mosaicking.bad import find_bad
 from txmcorrect.mosaicking.plan import Plan, plan_layout
+from txmcorrect.mosaicking.rough import rough_alignment
 from txmcorrect.mosaicking.seams import compare_tiles, feather_px, preservation
-from txmcorrect.mosaicking.source import Source, open_source
+from txmcorrect.mosaicking.source import Source, looks_at_overlaps, open_source
 from txmcorrect.progress import Stages
 from txmcorrect.report.mosaic import MosaicSummary, PairLine, mosaic_report
 from txmcorrect.result import Result
+from txmcorrect.scan import Scan
 from txmcorrect.stitch import layout as layouts
 from txmcorrect.stitch.align import BELIEVED, Alignment
 from txmcorrect.stitch.blend import blend_strips, feather, mosaic_shape
@@ -66,20 +68,31 @@ def run(settings: MosaicSettings) -> Result:
     scan = open_for(settings, path)
     plan = plan_layout(settings, scan)
     with Stages(settings.quiet, "tiles") as stages, ExitStack() as files:
-        source = open_source(settings, scan, path, out, stages, files)
-        return stitch(settings, source, plan, out, stages)
+        keep = tiles_in(settings.memory, scan)
+
+        rough = None
+        if looks_at_overlaps(settings, scan):
+            rough = rough_alignment(settings, scan, plan, keep, stages)
+        corners = None if rough is None else rough.positions
+        source = open_source(settings, scan, path, out, stages, files, corners)
+        return stitch(settings, source, plan, out, stages, rough)
 
 
 def stitch(
-    settings: MosaicSettings, source: Source, plan: Plan, out: Path, stages: Stages
+    settings: MosaicSettings,
+    source: Source,
+    plan: Plan,
+    out: Path,
+    stages: Stages,
+    rough: Alignment | None = None,
 ) -> Result:
     """Place, refine, blend and write."""
     left_out = find_bad(source, plan, stages)
     n, h, w = source.frames.shape
     good = [i for i in range(n) if i not in left_out]
-    keep = max(4, int(settings.memory / 4 / (h * w * 16)))
+    keep = tiles_in(settings.memory, source.scan)
     tiles = Recent(lambda i: source.frames.read(i, i + 1)[0], keep)
-    alignment = align(settings, source, plan, frozenset(left_out), keep, stages)
+    alignment = align(settings, source, plan, frozenset(left_out), keep, stages, rough)
     positions = alignment.positions
     pairs = [p for p in alignment.pairs if not set(p) & set(left_out)]
 
@@ -141,6 +154,12 @@ def stitch(
     code = NOT_TRUSTED if settings.strict and not verdict.startswith("TRUSTED") else 0
     message = f"{out}: {verdict}; seams {facts['seams after']}"
     return Result((out, preview, page, registered), message, code)
+
+
+def tiles_in(memory: int, scan: Scan) -> int:
+    """How many tiles are held at a time."""
+    _, h, w = scan.shape
+    return max(4, int(memory / 4 / (h * w * 16)))
 
 
 def uncovered(small: Array, scale: float) -> str:

@@ -114,7 +114,10 @@ def condition_for(settings: CorrectSettings, scan: Scan) -> str:
         return settings.condition
     if settings.model != "bundled":
         return condition_of(settings.model)
-    return "stack" if scan.flats or settings.refs is not None else "pair"
+    if scan.flats or settings.refs is not None or scan.theta is None:
+        return "stack"
+    # A sample that turns never leaves: its still parts would be taken for the fixed background.
+    return "pair" if np.ptp(scan.theta) > 0 else "stack"
 
 
 def dark_for(settings: CorrectSettings, scan: Scan) -> NDArray[np.float32] | None:
@@ -130,6 +133,7 @@ def correct_scan(
     out: Path,
     report: Report = silent,
     team: Team | None = None,
+    corner_px: NDArray[np.float64] | None = None,
 ) -> Outcome | None:
     """Correct one scan into `out`; resumes what a killed run of the same settings left.
 
@@ -141,7 +145,7 @@ def correct_scan(
     TxmError : see `errors`; nothing half-written is left under the name `out`.
     """
     team = team or Team()
-    scan = open_for(settings, path)
+    scan = replace(open_for(settings, path), corner_px=corner_px)
     device = team.device or choose_device(settings.device)
     model = load_model(settings.model, condition_for(settings, scan), device)
     inputs = [p for p in (path, settings.refs, settings.dark) if p is not None]

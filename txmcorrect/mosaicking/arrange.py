@@ -12,7 +12,14 @@ from txmcorrect.mosaicking.plan import Plan
 from txmcorrect.mosaicking.source import Source
 from txmcorrect.progress import Stages
 from txmcorrect.stitch import layout as layouts
-from txmcorrect.stitch.align import BELIEVED, Alignment, Tiles, align_grid, align_listed, convincing
+from txmcorrect.stitch.align import (
+    BELIEVED,
+    Alignment,
+    Tiles,
+    align_grid,
+    align_listed,
+    convincing,
+)
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import feature
 
@@ -29,8 +36,12 @@ def align(
     skip: frozenset[int],
     keep: int,
     stages: Stages,
+    rough: Alignment | None = None,
 ) -> Alignment:
     """Place the tiles; refuse an order that the tiles contradict.
+
+    `rough` : where they were found to lie before they were corrected; of both, that counts by which
+    the stage is off less.
 
     Raises
     ------
@@ -46,12 +57,19 @@ def align(
     if plan.cells is None:
         assert plan.positions is not None
         places = _oriented(tiles, plan.positions) if plan.stage else plan.positions
-        return align_listed(tiles, places, skip, progress)
+        return _better(align_listed(tiles, places, skip, progress), rough)
     overlap = None if settings.overlap == "auto" else float(settings.overlap)
     alignment = align_grid(tiles, plan.cells, overlap, skip, progress)
     if _doubtful(alignment, plan.cells):
         _check_order(settings.order, tiles, plan.cells)
-    return alignment
+    return _better(alignment, rough)
+
+
+def _better(found: Alignment, rough: Alignment | None) -> Alignment:
+    """A wrong solution needs large errors of the stage to explain itself."""
+    if rough is None or found.placement.jitter_px <= rough.placement.jitter_px:
+        return found
+    return rough
 
 
 def _doubtful(alignment: Alignment, cells: layouts.Cells) -> bool:

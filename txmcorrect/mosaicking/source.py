@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.correction import correct_scan
+from txmcorrect.background.correction import condition_for, correct_scan
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame, read_counts
 from txmcorrect.config import CorrectSettings, MosaicSettings
@@ -46,21 +46,41 @@ class Source:
 
 
 def open_source(
-    settings: MosaicSettings, scan: Scan, path: Path, out: Path, stages: Stages, files: ExitStack
+    settings: MosaicSettings,
+    scan: Scan,
+    path: Path,
+    out: Path,
+    stages: Stages,
+    files: ExitStack,
+    corners: Array | None = None,
 ) -> Source:
-    """Transmission of the tiles: as it is, over the median of all, or corrected by the model."""
+    """Transmission of the tiles: as it is, over the median of all, or corrected by the model.
+
+    `corners` : of the tiles `(n, 2)` px, however roughly known, so that a model may look at overlaps.
+    """
     if scan.corrected_by == "txmcorrect" and not settings.force:
         return _corrected_source(scan, path, files)
     if settings.flats == "median":
-        return _median_source(settings, scan)
-    # What only the mosaic depends on must not make the tiles be corrected again.
+        return median_source(settings, scan)
+    corrected = out.with_name(f"{out.stem}.tiles.h5")
+    wanted = correction_of(settings)
+    if not _is_same_run(wanted, corrected, path):
+        correct_scan(wanted, path, corrected, stages, corner_px=corners)
+    return _corrected_source(scan, corrected, files)
+
+
+def correction_of(settings: MosaicSettings) -> CorrectSettings:
+    """How tiles are corrected; what only the mosaic depends on must not make that be done again."""
     own = {"format", "out", "out_dir", "overwrite"}
     names = set(CorrectSettings.model_fields) - own
-    corrected = out.with_name(f"{out.stem}.tiles.h5")
-    wanted = CorrectSettings(**settings.model_dump(include=names), overwrite=settings.overwrite)
-    if not _is_same_run(wanted, corrected, path):
-        correct_scan(wanted, path, corrected, stages)
-    return _corrected_source(scan, corrected, files)
+    return CorrectSettings(**settings.model_dump(include=names), overwrite=settings.overwrite)
+
+
+def looks_at_overlaps(settings: MosaicSettings, scan: Scan) -> bool:
+    """Whether the tiles are still to be corrected, by a model that looks at where they overlap."""
+    if settings.flats == "median" or (scan.corrected_by == "txmcorrect" and not settings.force):
+        return False
+    return condition_for(correction_of(settings), scan) == "stack"
 
 
 def _is_same_run(settings: CorrectSettings, corrected: Path, raw: Path) -> bool:
@@ -118,7 +138,7 @@ class FlatFrames:
         return np.where(self.lit, counts / flat, 1).astype(np.float32)
 
 
-def _median_source(settings: MosaicSettings, scan: Scan) -> Source:
+def median_source(settings: MosaicSettings, scan: Scan) -> Source:
     """Divide by the median of all tiles; what their sample has in common goes with it."""
     n = scan.shape[0]
     dark = np.zeros(scan.shape[1:], np.float32)

@@ -52,7 +52,10 @@ class _Cut:
     def __init__(
         self, first: Feature, second: Feature, shift: tuple[int, int], band: tuple[float, float]
     ) -> None:
-        one, two = overlap_slices(shift, (first.log.shape[0], first.log.shape[1]))
+        # Tiles that are expected to have drawn apart share nothing.
+        h, w = first.log.shape
+        near = (int(np.clip(shift[0], -h, h)), int(np.clip(shift[1], -w, w)))
+        one, two = overlap_slices(near, (h, w))
         self.weight = np.sqrt(first.weight[one] * second.weight[two])
         inner = np.zeros(self.weight.shape, bool)
         inner[1:-1, 1:-1] = True  # next to a frame's edge nothing can be interpolated

@@ -22,6 +22,7 @@ Array = NDArray[Any]
 
 ROUNDS = 16  # of reweighting and of estimating the stage's errors
 BELIEF = (1.0, 40.0)  # log-likelihood that a match may cost before it is given up
+MOST_MISFIT_PX = 3.0
 LEAST_JITTER_PX = 0.5  # no stage is believed to be better than this
 
 
@@ -90,21 +91,24 @@ def place(stage: Stage, matches: Sequence[Match]) -> Placement:
     """Solve for all positions at once.
 
     Robust least squares over all matches with their covariances and the stage as a Gaussian prior
-    whose variances are found on the way. The loss of a match saturates (Geman-McClure, tightened round
-    by round) at the evidence for it: what little speaks for is given up at little cost.
+    whose variances are found on the way, as is that by which matches contradict each other. The loss
+    of a match saturates (Geman-McClure, tightened round by round) at the evidence for it: what little
+    speaks for is given up at little cost.
     """
     n, shared = len(stage.nominal), stage.shared.shape[1]
     design = _design(matches, stage)
     ends = np.array([(m.first, m.second) for m in matches], np.intp).reshape(-1, 2)
     expected = stage.nominal[ends[:, 1]] - stage.nominal[ends[:, 0]]
     measured = np.array([m.shift for m in matches]).reshape(-1, 2) - expected
-    precision = np.array([np.linalg.inv(m.covariance) for m in matches]).reshape(-1, 2, 2)
+    claimed = np.array([m.covariance for m in matches]).reshape(-1, 2, 2)
+    misfit = 0.0
     # A stage rather repeats an error than makes a new one: begin so, and let the matches decide.
     jitter, spread = stage.jitter_px**2 / 9, stage.jitter_px**2
     free = 1 / (4 * stage.jitter_px) ** 2  # steps are not known better than this
     believed = 2 * np.clip([m.score for m in matches], *BELIEF)
     weights = np.ones(len(matches))
     for step in range(ROUNDS):
+        precision = np.linalg.inv(claimed + misfit * np.eye(2))
         prior = np.repeat([1 / jitter, 1 / spread, free], [n, shared, stage.free.shape[1]])
         covariance = _posterior(design, precision * weights[:, None, None], prior)
         solution = _solve(design, precision * weights[:, None, None], measured, covariance)
@@ -112,6 +116,7 @@ def place(stage: Stage, matches: Sequence[Match]) -> Placement:
         distance = np.einsum("mi,mij,mj->m", residuals, precision, residuals)
         width = believed * 2.0 ** max(ROUNDS - 3 - step, 0)
         weights = (width / (width + distance)) ** 2
+        misfit = _misfit(design, precision, claimed, residuals, weights, covariance)
         variance = np.diag(covariance).reshape(-1, 2)
         jitter = _typical(solution[:n], variance[:n], jitter, stage)
         spread = _typical(solution[n : n + shared], variance[n : n + shared], spread, stage)
@@ -167,6 +172,31 @@ def _typical(values: Array, variance: Array, prior: float, stage: Stage) -> floa
         return prior
     found = float((values**2).sum()) / determined
     return float(np.clip(found, LEAST_JITTER_PX**2, stage.jitter_px**2))
+
+
+def _misfit(
+    design: Array,
+    precision: Array,
+    claimed: Array,
+    residuals: Array,
+    weights: Array,
+    covariance: Array,
+) -> float:
+    """Variance (px^2) by which matches contradict each other beyond what they claim.
+
+    Frames are distorted and samples move: around a loop of tiles shifts do not add up to nothing.
+    Without loops nothing is known of it.
+    """
+    m = len(design)
+    own = np.kron(design[:, None], np.eye(2)).reshape(m, 2, 2 * design.shape[1])
+    told = own @ covariance @ own.transpose(0, 2, 1)
+    free = float((2 - np.einsum("mij,mji->m", precision * weights[:, None, None], told)).sum())
+    if m == 0 or free < 2:
+        return 0.0
+    # Medians: matches that are given up must not widen what the others claim.
+    usual = (1.4826 * float(np.median(np.abs(residuals)))) ** 2 * 2 * m / free
+    excess = usual - float(np.median(np.einsum("mii->m", claimed) / 2))
+    return min(max(excess, 0.0), MOST_MISFIT_PX**2)
 
 
 def _position_sigma(stage: Stage, covariance: Array) -> Array:
