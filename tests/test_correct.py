@@ -410,11 +410,16 @@ def test_a_background_found_without_references_is_never_trusted(scan, model, fol
     assert replace(calm, referenced=True).verdict().word == "TRUSTED"
 
 
-def test_auto_takes_the_stack_model_where_there_are_references(scan, model):
+def test_auto_takes_pairs_where_a_sample_turns_and_there_are_no_references(scan, model):
     scanned, given = open_scan(scan), CorrectSettings(scans=[scan])
     assert scanned.flats and condition_for(given, scanned) == "stack"
     alone = replace(scanned, flats=())
-    assert condition_for(given, alone) == "pair"
+    turning = replace(alone, theta=np.linspace(0, 3, alone.shape[0]))
+    assert condition_for(given, turning) == "pair"
+    assert condition_for(given, replace(turning, flats=scanned.flats)) == "stack"
+    assert condition_for(given, replace(alone, theta=None)) == "stack"
+    assert condition_for(given, replace(turning, theta=0 * turning.theta)) == "stack"
+    alone = turning
     assert condition_for(given.model_copy(update={"refs": scan}), alone) == "stack"
     assert condition_for(given.model_copy(update={"model": str(model)}), scanned) == "pair"
     assert condition_for(given.model_copy(update={"condition": "pair"}), scanned) == "pair"

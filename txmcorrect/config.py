@@ -309,7 +309,8 @@ class CorrectSettings(ReadSettings):
     refs: Path | None = option(None, "References: a folder or an HDF5 file.")
     dark: Path | None = option(None, "Dark frames, where the scan has none.")
     condition: Literal["auto", "stack", "pair"] = option(
-        "auto", "What the model sees; auto: a stack where there are references, else pairs."
+        "auto",
+        "What the model sees; auto: a stack, but pairs of a sample that turns, without references.",
     )
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     partners: int = option(

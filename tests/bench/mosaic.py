@@ -2,8 +2,10 @@
 
     python tests/bench/mosaic.py --seeds 2 --size 256 --out bench-mosaic.json
 
-Methods: the bundled pair model's backgrounds, the median of the tiles, one stale reference, and the
-true backgrounds (the oracle), each with and without what overlaps add; all stitched alike. Peers of
+Methods: backgrounds of the bundled models (pairs; stacks without a reference and with a stale one, that
+see where tiles overlap once these were registered over their median), the median of the tiles, one
+stale reference, and the true backgrounds (the oracle), each with and without what overlaps add; all
+stitched alike. Peers of
 other packages come in where `make mosaic-peers` made their environments (or where --ashlar,
 --multiview and --basic name an interpreter): they get flattened tiles (BaSiC's flat field, or else the
 stale reference) and nominal places, and write the positions they found as JSON, `[[y, x], ...]`;
@@ -22,8 +24,10 @@ import numpy as np
 import tifffile
 
 from txmcorrect.api import estimate_array, load_model
+from txmcorrect.background.estimate import Draw
+from txmcorrect.background.methods import METHODS
 from txmcorrect.baselines import external
-from txmcorrect.baselines.contract import Problem
+from txmcorrect.baselines.contract import Flats, Problem
 from txmcorrect.metrics import psnr
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.align import JITTER, Tiles, align_grid
@@ -34,6 +38,7 @@ from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import feature
 
 GRID = (4, 4)
+BASES = ["oracle", "stack, stale", "stack", "pair", "median", "stale"]
 PEERS = {
     "ashlar": """
 import sys, json, numpy as np
@@ -76,6 +81,8 @@ def backgrounds(scan, name):
     raw = scan.counts - scan.dark.mean(0)
     if name == "oracle":
         return scan.background
+    if name.startswith("stack"):
+        return stack_background(scan, name)
     if name == "pair":
         made = estimate_array(raw, model=load_model("bundled", "pair"))
         return np.exp(np.stack([made.log_background(i) for i in range(len(raw))]))
@@ -85,6 +92,31 @@ def backgrounds(scan, name):
     if name == "stale":
         return np.repeat((scan.flats - scan.dark.mean(0)).mean(0)[None], len(raw), 0)
     return np.repeat(np.median(raw, 0)[None], len(raw), 0)
+
+
+def stack_background(scan, name):
+    """As `mosaic` has it: tiles are registered over their median first."""
+    median = backgrounds(scan, "median")
+    tiles = np.where(scan.lit, (scan.counts - scan.dark.mean(0)) / np.maximum(median, 1), 1)
+    rough = registered(tiles.astype(np.float32), scan.lit)
+    stale = Flats(scan.flats.astype(np.float32), scan.flats_current_ma)
+    problem = Problem(
+        scan.counts.astype(np.float32),
+        scan.dark.mean(0),
+        scan.lit,
+        current_ma=scan.current_ma,
+        stale=stale if name == "stack, stale" else None,
+        position_px=rough,
+    )
+    method = METHODS["stack"](load_model("bundled", "stack"), Draw(), 1)
+    return np.exp(method(problem).log_background)
+
+
+def registered(tiles, lit):
+    """Positions `(n, 2)` px of the tiles of a grid."""
+    features = Recent(lambda i: feature(tiles[i], lit), 16)
+    cells = grid_cells(GRID, "rows,bottom-left")
+    return align_grid(Tiles(features, tiles.shape[1:]), cells).positions
 
 
 def stitched(scan, transmission, positions, refining):
@@ -175,11 +207,10 @@ def one_cell(kind, overlap, seed, size, peers, bases):
 
     for name in bases:
         t = np.where(scan.lit, raw / np.maximum(backgrounds(scan, name), 1), 1).astype(np.float32)
-        if name in ("oracle", "pair", "median", "stale"):
-            features = Recent(lambda i, t=t: feature(t[i], scan.lit), 16)
-            found = align_grid(Tiles(features, (size, size)), grid_cells(GRID, "rows,bottom-left"))
-            judge(name, t, found.positions, False)
-            judge(name + " + overlaps", t, found.positions, True)
+        if name != "BaSiC":
+            positions = registered(t, scan.lit)
+            judge(name, t, positions, False)
+            judge(name + " + overlaps", t, positions, True)
         for peer, python in peers.items() if name in ("BaSiC", "stale") else ():
             positions = peer_positions(peer, python, t, overlap)
             if positions is not None:
@@ -193,7 +224,7 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.05, 0.1, 0.2])
-    parser.add_argument("--bases", nargs="+", default=["oracle", "pair", "median", "stale"])
+    parser.add_argument("--bases", nargs="+", default=BASES)
     parser.add_argument("--out", type=Path, default=Path("bench-mosaic.json"))
     parser.add_argument("--ashlar", help="Python that has ashlar")
     parser.add_argument("--multiview", help="Python that has multiview-stitcher")

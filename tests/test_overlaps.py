@@ -1,0 +1,140 @@
+"""Where frames of a mosaic overlap: the same sample before two places of a drifting background."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from txmcorrect.background.base import cosines
+from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
+from txmcorrect.background.estimate import FOREIGN, Found, weighed, width
+from txmcorrect.background.overlaps import LEAST_CELLS, MOST_CELLS, find_overlaps
+
+SHAPE = (32, 40)
+LIT = np.ones(SHAPE, bool)
+STEP = np.array([26, 32])  # of a grid of 4 x 4 tiles
+
+
+def smooth(rng, shape, width, rms):
+    image = gaussian_filter(rng.standard_normal(shape), width)
+    return ((image - image.mean()) * rms / image.std()).astype(np.float32)
+
+
+def mosaic(rng, drift=True, noise=0.002):
+    """Tiles of a dense sample, in rows: logs `(16, h, w)`, what drifted, modes, corners."""
+    corner = np.array([(i, j) for i in range(4) for j in range(4)]) * STEP
+    world = smooth(rng, corner.max(0) + SHAPE, 3.0, 0.3)
+    tiles = np.stack([world[y : y + SHAPE[0], x : x + SHAPE[1]] for y, x in corner])
+    modes = np.stack([smooth(rng, SHAPE, 5.0, 0.03) for _ in range(4)])
+    weights = courses(16)[:, :2] @ rng.standard_normal((2, 4)) * drift
+    change = np.tensordot(weights, modes, 1).astype(np.float32)
+    logs = change + tiles + noise * rng.standard_normal(tiles.shape).astype(np.float32)
+    return logs, change, modes, corner.astype(float)
+
+
+def overlaps_of(logs, corner, **options):
+    every = np.ones(len(logs), bool)
+    return find_overlaps(logs, LIT, corner, every, np.arange(len(logs)), **options)
+
+
+def shape_rms(error):
+    return float((error - error.mean((1, 2), keepdims=True)).std())
+
+
+def test_both_frames_are_read_at_the_same_place_of_the_sample():
+    """A ramp over the sample is read without error, between cells as well."""
+    corner = np.array([[0.0, 0.0], [3.25, 30.5]])
+    y, x = np.indices(SHAPE)
+    logs = np.stack([0.1 * (y + top) - 0.03 * (x + left) for top, left in corner])
+    (found,) = overlaps_of(logs.astype(np.float32), corner)
+    assert np.abs(found.data).max() < 1e-5
+    one, two = found.modes(np.stack([y, x]).astype(np.float32))
+    assert np.allclose(one - two, corner[1][:, None], atol=1e-5)
+
+
+def test_frames_that_share_too_little_are_no_pair():
+    logs = np.zeros((2, *SHAPE), np.float32)
+    assert overlaps_of(logs, np.array([[0.0, 0.0], [0.0, 40.0]])) == []
+    assert overlaps_of(logs, np.array([[0.0, 0.0], [31.0, 20.0]])) == []
+    (near,) = overlaps_of(logs, np.array([[0.0, 0.0], [1.0, 0.0]]))
+    assert LEAST_CELLS <= len(near.data) <= MOST_CELLS
+
+
+def test_frames_without_light_are_left_out():
+    logs = np.zeros((3, *SHAPE), np.float32)
+    corner = np.zeros((3, 2))
+    usable = np.array([True, False, True])
+    (only,) = find_overlaps(logs, LIT, corner, usable, np.arange(3.0))
+    assert only.at.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dense_sample_drops_out(seed):
+    """A sample of 30 % in every cell hides a drift of 3 % from frames; overlaps show it."""
+    logs, change, modes, corner = mosaic(np.random.default_rng(seed))
+    alone = fit_drift(logs, LIT, [Group(modes, SLOW)])
+    both = fit_drift(logs, LIT, [Group(modes, SLOW)], overlaps_of(logs, corner))
+    assert shape_rms(both.change - change) < 0.004
+    assert shape_rms(both.change - change) < 0.3 * shape_rms(alone.change - change)
+    assert both.std.mean() < alone.std.mean()
+
+
+def test_corners_that_are_a_little_off_still_help():
+    rng = np.random.default_rng(5)
+    logs, change, modes, corner = mosaic(rng)
+    alone = fit_drift(logs, LIT, [Group(modes, SLOW)])
+    off = corner + 0.5 * rng.standard_normal(corner.shape)
+    both = fit_drift(logs, LIT, [Group(modes, SLOW)], overlaps_of(logs, off))
+    assert shape_rms(both.change - change) < 0.6 * shape_rms(alone.change - change)
+
+
+def test_levels_tell_a_slope_that_all_frames_share():
+    """A slope is the same step at all overlaps of a row: only known exposures tell it from gains."""
+    rng = np.random.default_rng(6)
+    logs, _, _, corner = mosaic(rng, drift=False)
+    slope = (0.04 * np.linspace(-1, 1, SHAPE[1]) * np.ones(SHAPE)).astype(np.float32)
+    group = [Group(slope[None] / 2, SLOW) for _ in range(2)]
+    fit_drift(logs + slope, LIT, [group[0]], overlaps_of(logs + slope, corner, levelled=True))
+    assert group[0].weights[0, 0] == pytest.approx(2, abs=0.15)
+    assert group[0].std[0, 0] < 0.15
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_jump_under_a_dense_sample_is_found_by_overlaps(seed):
+    rng = np.random.default_rng(seed + 10)
+    logs, change, modes, corner = mosaic(rng)
+    jump = smooth(rng, SHAPE, 8.0, 0.15)
+    logs[12:] += jump
+    change[12:] += jump
+
+    def groups():
+        return [Group(modes, SLOW), Group(np.float32(0.03) * cosines(SHAPE, 5), ABRUPT, most=20.0)]
+
+    found = fit_drift(logs, LIT, groups(), overlaps_of(logs, corner))
+    assert found.jumps == (12,)
+    assert shape_rms((found.change - change)[12:]) < 0.6 * 0.15  # unfound: all of it
+
+
+def test_one_odd_frame_is_no_jump():
+    logs, _, modes, corner = mosaic(np.random.default_rng(20))
+    logs[7] += smooth(np.random.default_rng(21), SHAPE, 8.0, 0.3)
+    groups = [Group(modes, SLOW), Group(np.float32(0.03) * cosines(SHAPE, 5), ABRUPT, most=20.0)]
+    assert fit_drift(logs, LIT, groups, overlaps_of(logs, corner)).jumps == ()
+
+
+def test_network_and_fit_count_by_what_they_know():
+    """Equal doubts share alike once networks are taken for `FOREIGN` times as wrong as they say."""
+    fields, ones = np.zeros((2, *SHAPE), np.float32), torch.ones(2, *SHAPE)
+    said = 0.1 * ones
+    target = np.array([0, 1])
+
+    def combined(doubt, std):
+        base = Found(fields, np.full_like(fields, doubt))
+        return weighed(base, target, said, std * ones)
+
+    mean, share = combined(0.02, 0.02 / FOREIGN)
+    assert torch.allclose(share, torch.tensor(0.5), atol=1e-4)
+    assert torch.allclose(mean, 0.5 * said, atol=1e-4)
+    assert combined(1e-5, 0.05)[1].max() < 1e-6
+    assert combined(0.5, 0.001)[1].min() > 0.999
+    assert (width(share) < width(torch.ones(1))).all()
