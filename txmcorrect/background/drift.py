@@ -277,28 +277,24 @@ class _Fitting:
         self, turn: list[Group], parts: list[int], agreed: list[Array]
     ) -> tuple[Array, Array]:
         """Normal matrix `(kq, kq)` and score `(kq,)` of overlaps."""
-        size = sum(len(g.images) for g in turn) * len(parts)
-        matrix, score = np.zeros((size, size)), np.zeros(size)
+        k, q = sum(len(g.images) for g in turn), len(parts)
+        matrix, score = np.zeros((k, q, k, q)), np.zeros((k, q))
         pieces = zip(self.overlaps, self._seen_apart(turn), agreed, strict=True)
         for overlap, (at, one, two, left), weight in pieces:
+            one, two, left, weight = _level_apart(one, two, left, weight, overlap.levelled)
             first, second = courses(self.shape[0], at, self.jumps)[:, parts]
-            design = one[:, None] * first[:, None] - two[:, None] * second[:, None]
-            design = design.reshape(size, -1)
-            level, height = design @ weight / weight.sum(), left @ weight / weight.sum()
-            design, left = design - level[:, None], left - height
-            matrix += (design * weight) @ design.T
-            score += design @ (weight * left)
-            if overlap.levelled:  # else the level between two frames is left open
-                known = 1 / (LEVEL**2 + (height / CAUCHY) ** 2)
-                matrix += known * np.outer(level, level)
-                score += known * height * level
-        return matrix, score
+            sides = ((one, first), (two, -second))
+            for a, course_a in sides:
+                score += np.outer((a * weight) @ left, course_a)
+                for b, course_b in sides:
+                    both = np.outer(course_a, course_b)[None, :, None]
+                    matrix += ((a * weight) @ b.T)[:, None, :, None] * both
+        return matrix.reshape(k * q, k * q), score.ravel()
 
     def _solve(self, turn: list[Group], belief: Image, agreed: list[Array], found: bool) -> None:
         """One step of reweighted least squares on some groups; then, their sizes."""
         modes = self._modes(turn)
         score = _scores(modes, belief, self.left())
-        now = np.concatenate([self._course_of(g) for g in turn], 1)
         parts = sorted({c for g in turn for c in g.course})
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
@@ -308,15 +304,10 @@ class _Fitting:
             rows = slice(start, start + len(group.images))
             weights[rows, [parts.index(c) for c in group.course]] = group.weights
             start = rows.stop
-        if turn[0].steady:  # all frames at once
-            normal = ((modes * belief.sum(0)) @ modes.T).astype(np.float64)[None]
-            matrix, right = normal[0], normal[0] @ now[0] + score.sum(0)
-        else:
-            normal = _normals(modes, belief)
-            wanted = np.einsum("nkl,nl->nk", normal, now) + score
-            matrix = np.einsum("nq,nr,nkl->kqlr", course, course, normal, optimize=True)
-            matrix, right = matrix.reshape(k * q, k * q), (wanted.T @ course).ravel()
-        trust = _contradiction(normal, score) if found else np.full(k, NEW)
+        matrix = _normal(modes, belief, course)
+        right = matrix @ weights.ravel() + (score.T @ course).ravel()
+        expected = (modes**2 @ belief.sum(0)).astype(np.float64)
+        trust = _contradiction(expected, score) if found else np.full(k, NEW)
         size = np.concatenate([self._expected(g, parts) for g in turn])
         # What steps say of a mode counts as much as it is believed; overlaps and prior count in full.
         belief_in = np.repeat(trust, q)
@@ -444,10 +435,30 @@ def _smeared(jump: int, course: Array, normal: Array, score: Array) -> tuple[Arr
     if power < LEAST_POWER:
         return np.zeros(score.shape[1]), 0.0
     pull = step @ score
-    trust = _contradiction(normal, score - np.outer(step, pull) / power)
+    expected = np.einsum("nkk->k", normal)
+    trust = _contradiction(expected, score - np.outer(step, pull) / power)
     matrix = np.einsum("n,nkl->kl", step**2, normal)
     change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
     return change, float((trust * pull) @ change)
+
+
+def _level_apart(
+    one: Array, two: Array, left: Array, weight: Array, levelled: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Take the level out of an overlap: `(k, p)`, `(k, p)`, `(p,)` and weights `(p,)`.
+
+    Where exposures are recorded it comes back as one cell more, of a weight of its own.
+    """
+    share = weight / weight.sum()
+    levels = [x @ share for x in (one, two, left)]
+    one, two, left = (x - m[..., None] for x, m in zip((one, two, left), levels, strict=True))
+    if levelled:
+        one, two, left = (
+            np.concatenate([x, m[..., None]], -1)
+            for x, m in zip((one, two, left), levels, strict=True)
+        )
+        weight = np.append(weight, 1 / (LEVEL**2 + (levels[2] / CAUCHY) ** 2))
+    return one, two, left, weight
 
 
 class _Crossing:
@@ -458,7 +469,7 @@ class _Crossing:
         left = left - np.median(left)
         width = 1.4826 * float(np.median(np.abs(left))) + LEAST_WIDTH
         weight = NEW / (width**2 + (left / CAUCHY) ** 2)
-        one, two, left = (x - (x @ weight / weight.sum())[..., None] for x in (one, two, left))
+        one, two, left, weight = _level_apart(one, two, left, weight, False)
         self.square = [[(a * weight) @ b.T for b in (one, two)] for a in (one, two)]
         self.pull = [(a * weight) @ left for a in (one, two)]
 
@@ -471,6 +482,17 @@ class _Crossing:
                 matrix += share[a] * share[b] * self.square[a][b]
 
 
+def _normal(modes: Image, belief: Image, course: Array) -> Array:
+    """Normal matrix of all weights `(kq, kq)`: sums over frames first, as they are many."""
+    k, q = len(modes), course.shape[1]
+    matrix = np.empty((k, q, k, q))
+    for i in range(q):
+        for j in range(i, q):
+            weight = (course[:, i] * course[:, j]).astype(np.float32) @ belief
+            matrix[:, i, :, j] = matrix[:, j, :, i] = (modes * weight) @ modes.T
+    return matrix.reshape(k * q, k * q)
+
+
 def _normals(modes: Image, belief: Image) -> Array:
     """Normal matrix of every frame, `(n, k, k)`."""
     return np.stack([(modes * weight) @ modes.T for weight in belief]).astype(np.float64)
@@ -481,8 +503,10 @@ def _scores(modes: Image, belief: Image, left: Image) -> Array:
     return ((belief * left) @ modes.T).astype(np.float64)
 
 
-def _contradiction(normal: Array, score: Array) -> Array:
+def _contradiction(expected: Array, score: Array) -> Array:
     """How far each mode's normal equations are to be believed, `(k,)`, at most `NEW`.
+
+    `expected` `(k,)`: variance that independent steps would give the sum of the scores `(n, k)`.
 
     Steps of one object point the same way, and frames in a row may show the same sample: scores of
     whole frames vary more than independent steps would say.
@@ -494,7 +518,6 @@ def _contradiction(normal: Array, score: Array) -> Array:
         alike = (apart[1:] * apart[:-1]).sum(0) / ((apart**2).sum(0) + 1e-30)
         alike = np.clip(alike + 1 / n, 0, 0.97)
         variance = variance * (1 + alike) / (1 - alike)
-    expected = np.einsum("nkk->k", normal)
     return np.asarray(np.clip(expected / (variance + 1e-30), LEAST_BELIEF, NEW))
 
 
