@@ -204,18 +204,21 @@ class _Fitting:
             group.std = np.zeros_like(group.weights)
 
     def add_jump(self, jump: int, change: Array) -> None:
-        """Let all moving groups jump there; `change` `(k,)` is that of the `_jumpers`."""
+        """Let groups jump there that may depart from the reference at once, not those that only bend;
+        `change` `(k,)` is that of the `_jumpers`.
+        """
         start = 0
         jumpers = self._jumpers()
         self.jumps = (*self.jumps, jump)
         self.course = courses(self.shape[0], None, self.jumps)
         for group in self.groups:
-            if group.steady:
+            jumper = any(group is g for g in jumpers)
+            if group.steady or not (jumper or 0 in group.course):
                 continue
             group.course = (*group.course, len(COURSE) + len(self.jumps) - 1)
             group.weights = np.pad(group.weights, ((0, 0), (0, 1)))
             group.std = np.pad(group.std, ((0, 0), (0, 1)))
-            if any(group is g for g in jumpers):
+            if jumper:
                 group.weights[:, -1] = change[start : start + len(group.images)]
                 start += len(group.images)
 
