@@ -7,6 +7,8 @@ frames, so it is estimated once, from references where there are any, or else fr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ BAND_BYTES = 128 * 2**20  # of ratios that are sorted at a time
 LIKE = 0.15  # rank correlation with the scan's own pattern; less is another detector or optic
 RANKED = 500_000  # pixels
 INNER = 1.2  # variance of an interquartile mean over that of a mean
+LEAST_TURN = 0.5  # radians
 WINDOW = 5  # pixels over which signal and noise are compared
 
 
@@ -51,23 +54,20 @@ def detail_of(
     factor: int,
     sample_free: bool,
     memory: int = 2 * 1024**3,
-) -> Image:
-    """Log detail `(h, w)`, zero on average over every coarse cell.
+) -> tuple[Image, Image]:
+    """Log detail `(h, w)`, zero on average over every coarse cell, and the variance of its noise.
 
     Parameters
     ----------
     frames : raw. index : those to use. dark : `(h, w)`.
     sample_free : the frames are references; otherwise the estimate is robust against samples
-    (interquartile mean over frames) and shrunk where frames disagree.
+    (interquartile mean over frames).
     memory : bytes; a quarter of it may hold raw frames, what does not fit is read again for every
     band of rows. The result does not depend on it.
-
-    The shrinkage is an adaptive Wiener filter (Lee 1980): locally, the share of variance that
-    frames have in common. It keeps photon noise, and samples, out of the background.
     """
-    if factor == 1:  # nothing is finer than the grid
-        return np.zeros(frames.shape[1:], np.float32)
     h, w = frames.shape[1:]
+    if factor == 1:  # nothing is finer than the grid
+        return np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
     common, variance = np.empty((h, w), np.float32), np.empty((h, w), np.float32)
     fitting = memory // 4 // (h * w * frames.dtype.itemsize)
     held = {int(i): frames.read(int(i), int(i) + 1)[0] for i in index[:fitting]}
@@ -85,10 +85,17 @@ def detail_of(
             common[top:stop], variance[top:stop] = _robust(ratios)
     detail = np.log(np.clip(common, np.exp(-2 * LARGEST), np.exp(2 * LARGEST)))
     noise = uniform_filter(variance / np.maximum(common, 0.1) ** 2, WINDOW)
+    return detail.astype(np.float32), noise.astype(np.float32)
+
+
+def shrunk(detail: Image, noise: Image) -> Image:
+    """Keep of a detail `(h, w)` what frames have in common, not photon noise or samples.
+
+    An adaptive Wiener filter (Lee 1980): locally, the share of variance that is not `noise`.
+    """
     # Power of what is seen, with no mean removed: a lone scratch is signal, not an outlier.
     power = uniform_filter(detail**2, WINDOW)
-    keep = np.clip(1 - noise / np.maximum(power, 1e-12), 0, 1)
-    return np.asarray(detail * keep, np.float32)
+    return np.asarray(detail * np.clip(1 - noise / np.maximum(power, 1e-12), 0, 1), np.float32)
 
 
 def bands(h: int, w: int, factor: int) -> list[tuple[int, int]]:
@@ -104,46 +111,79 @@ def _band_ratio(raw: Array, dark: Image, factor: int, top: int, stop: int) -> Im
     return frame_ratio(counts[None], factor)[0, top - low : stop - low]
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """The fixed pattern of a scan.
+
+    Attributes
+    ----------
+    detail : `(h, w)` log. fit : which of the references show it. grain : photon noise it brings along,
+    rms of the log.
+    """
+
+    detail: Image
+    fit: NDArray[np.intp]
+    grain: float
+
+
 def fixed_pattern(
     scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int
-) -> tuple[Image, NDArray[np.intp]]:
+) -> Pattern:
     """The fixed pattern of a scan: from references that show it, else from all its frames.
 
-    Returns
-    -------
-    detail : `(h, w)`. fit : which of the references show the scan's pattern.
+    Where the sample moves before the detector, frames and references are averaged: they are as many
+    more exposures of the same pattern.
     """
     index = choose_frames(survey.usable)
-    own = detail_of(scan.projections, index, survey.dark, survey.factor, False, memory)
-    total, count = np.zeros_like(own), 0
-    fit = []
+    seen, noise = detail_of(scan.projections, index, survey.dark, survey.factor, False, memory)
+    own = shrunk(seen, noise)
+    total, photons = np.zeros_like(own), np.zeros_like(own)
+    count, fit = 0, []
     for i, reference in enumerate(references):
         theirs = reference_detail(reference, survey.factor)
         if survey.factor == 1 or float(own.std()) < 1e-4 or likeness(own, theirs) > LIKE:
             frames = 1 if reference.flats is None else len(reference.flats)
             total, count = total + np.float32(frames) * theirs, count + frames
+            photons += np.float32(survey.photons * frames) * np.maximum(reference.counts, LEAST)
             fit.append(i)
-    return (total / np.float32(count) if count else own), np.array(fit, np.intp)
+    lit = survey_light(survey, own.shape)
+    found = np.array(fit, np.intp)
+    if not count:
+        return Pattern(own, found, min(_rms(noise**0.5, lit), _rms(own, lit)))
+    told, doubt = total / np.float32(count), np.reciprocal(np.maximum(photons, np.float32(1)))
+    if survey.factor == 1 or not moves(scan):
+        return Pattern(told, found, _rms(doubt**0.5, lit) * (survey.factor > 1))
+    detail = averaged(told, doubt, seen, noise)
+    return Pattern(detail, found, _rms((doubt * noise / (doubt + noise)) ** 0.5, lit))
 
 
-def grain_of(
-    detail: Image, survey: Survey, references: tuple[Reference, ...], lit: NDArray[np.bool_]
-) -> float:
-    """Photon noise that a fixed pattern `(h, w)` brings along, rms of the log over pixels.
+def moves(scan: Scan) -> bool:
+    """Whether the sample stands elsewhere in every frame: a mosaic, or a turn of some size."""
+    turned = scan.theta is not None and float(np.ptp(scan.theta)) > LEAST_TURN
+    return turned or scan.corner_px is not None
 
-    `references` : those it was taken from; if there are none, it was taken from the frames, shrunk, and
-    is off by no more than it says. `lit` `(h', w')` cells.
+
+def averaged(told: Image, doubt: Image, seen: Image, noise: Image) -> Image:
+    """Details of references `told` and of frames `seen` by their variances `doubt` and `noise`.
+
+    Only as far as they differ by no more than by chance: where they do, a sample stood still.
     """
-    if survey.factor == 1 or not lit.any():
-        return 0.0
-    if references:
-        frames = sum(1 if r.flats is None else len(r.flats) for r in references)
-        light = float(np.median(references[0].counts))
-        return float(1 / np.sqrt(max(survey.photons * light * frames, 1.0)))
-    index = choose_frames(survey.usable)
-    light = float(np.median(survey.small[index][:, lit]))
-    noise = INNER / max(survey.photons * light * len(index), 1.0)
-    return float(min(noise**0.5, detail.std()))
+    apart = seen - told
+    expected = np.maximum(doubt + noise, np.float32(1e-12))
+    excess = uniform_filter(apart**2, WINDOW) / uniform_filter(expected, WINDOW)
+    share = doubt / expected * np.clip(2 - excess, 0, 1)
+    return np.asarray(told + share * apart, np.float32)
+
+
+def survey_light(survey: Survey, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Pixels `(h, w)` that work and have half of the usual light or more."""
+    small = torch.from_numpy(np.median(survey.small[survey.usable], 0))[None]
+    light = spread_out(small, survey.factor, (shape[0], shape[1]))[0].numpy()
+    return np.asarray((light > np.median(light) / 2) & ~survey.broken)
+
+
+def _rms(image: NDArray[np.floating], lit: NDArray[np.bool_]) -> float:
+    return float(np.sqrt((image[lit] ** 2).mean())) if lit.any() else 0.0
 
 
 def likeness(own: Image, theirs: Image) -> float:

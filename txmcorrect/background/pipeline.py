@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import spread_out
 from txmcorrect.background.course import Background
-from txmcorrect.background.detail import fixed_pattern, grain_of
+from txmcorrect.background.detail import Pattern, fixed_pattern
 from txmcorrect.background.estimate import (
     BATCH,
     Conditions,
@@ -79,7 +79,7 @@ def estimate_background(
     survey = survey_scan(
         scan, dark, model.spec.size, memory, lambda d, t: report("looking", d, t), pieces
     )
-    detail, references, notes = _detail(scan, survey, references, memory, pieces)
+    pattern, references, notes = _pattern(scan, survey, references, memory, pieces)
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
     exposure = _log_exposure(scan)
@@ -112,7 +112,7 @@ def estimate_background(
         jumps=jumps,
         fields=fields,
         std=std,
-        details=(detail,),
+        details=(pattern.detail,),
         factor=survey.factor,
         amplitude=amplitude,
         flag=flag,
@@ -123,18 +123,18 @@ def estimate_background(
         referenced=model.spec.condition == "stack" and len(references) > 0,
         leak=leak,
         conditions=conditions,
-        grain=grain_of(detail, survey, references, small_lit),
+        grain=pattern.grain,
     )
 
 
-def _detail(
+def _pattern(
     scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int, pieces: Pieces
-) -> tuple[NDArray[np.float32], tuple[Reference, ...], tuple[str, ...]]:
-    """The fixed pattern `(h, w)`, the references that show it, and what was left out."""
+) -> tuple[Pattern, tuple[Reference, ...], tuple[str, ...]]:
+    """The fixed pattern, the references that show it, and what was left out."""
 
     def make(_: int) -> Mapping[str, Array]:
-        detail, fit = fixed_pattern(scan, survey, references, memory)
-        return {"detail": detail, "fit": fit}
+        made = fixed_pattern(scan, survey, references, memory)
+        return {"detail": made.detail, "fit": made.fit, "grain": np.array(made.grain)}
 
     (found,) = pieces.each("detail", 1, make)
     fit = set(found["fit"].tolist())
@@ -144,7 +144,8 @@ def _detail(
         if i not in fit
     ]
     chosen = tuple(reference for i, reference in enumerate(references) if i in fit)
-    return found["detail"], chosen, tuple(notes)
+    pattern = Pattern(found["detail"], found["fit"], float(found["grain"]))
+    return pattern, chosen, tuple(notes)
 
 
 def _conditions(

@@ -1,0 +1,64 @@
+"""The fixed pattern: references and frames are averaged where they agree, and only there."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from txmcorrect.background.detail import averaged, moves, shrunk
+from txmcorrect.background.methods import as_scan
+from txmcorrect.judge.scenes import Setting, simulated_scene
+
+SHAPE = (48, 64)
+
+
+def noisy(rng, pattern, std):
+    return (pattern + std * rng.standard_normal(SHAPE)).astype(np.float32)
+
+
+def variance(std):
+    return np.full(SHAPE, std**2, np.float32)
+
+
+@pytest.mark.parametrize(("told", "seen"), [(0.004, 0.002), (0.003, 0.003), (0.002, 0.006)])
+def test_frames_and_references_are_more_exposures_of_the_same_pattern(told, seen):
+    rng = np.random.default_rng(0)
+    pattern = 0.01 * rng.standard_normal(SHAPE)
+    mean = averaged(
+        noisy(rng, pattern, told), variance(told), noisy(rng, pattern, seen), variance(seen)
+    )
+    best = (told**-2 + seen**-2) ** -0.5
+    assert (mean - pattern).std() < 1.15 * best
+    assert (mean - pattern).std() < min(told, seen)
+
+
+def test_a_sample_that_stands_still_stays_out():
+    """A texture of the size of the noise in all frames goes into the pattern by a tenth at most."""
+    rng = np.random.default_rng(1)
+    pattern = 0.01 * rng.standard_normal(SHAPE)
+    sample = np.zeros(SHAPE)
+    sample[16:32, 20:40] = -0.01 * rng.random((16, 20)) - 0.01
+    told = noisy(rng, pattern, 0.003)
+    mean = averaged(told, variance(0.003), noisy(rng, pattern + sample, 0.001), variance(0.001))
+    inside = sample < 0
+    assert abs(np.mean((mean - pattern)[inside]) / sample[inside].mean()) < 0.1
+    assert np.abs((mean - told)[18:30, 22:38]).max() < 1e-6
+
+
+def test_what_is_shrunk_keeps_a_pattern_and_drops_noise():
+    rng = np.random.default_rng(2)
+    pattern = np.zeros(SHAPE)
+    pattern[:, :32] = 0.02 * rng.standard_normal((48, 32))
+    kept = shrunk(noisy(rng, pattern, 0.004), variance(0.004))
+    assert (kept - pattern)[:, :28].std() < 0.0042
+    assert kept[:, 36:].std() < 0.002
+
+
+def test_only_samples_that_move_are_averaged_over():
+    """A film, or a scan of time, shows the same in all frames: that is no detector's pattern."""
+    scans = {
+        kind: as_scan(simulated_scene(Setting(kind, shape=(32, 32)), 3).problem)
+        for kind in ("mosaic-sparse", "tomo", "film")
+    }
+    assert moves(scans["mosaic-sparse"]) and moves(scans["tomo"]) and not moves(scans["film"])
+    assert not moves(replace(scans["tomo"], theta=0.1 * scans["tomo"].theta))
