@@ -7,11 +7,12 @@ from txmcorrect.stitch.measure import measure
 from txmcorrect.stitch.register import (
     Evidence,
     Window,
-    common_shift,
     feature,
+    linked_shifts,
     overlap_slices,
     peaks,
     search,
+    vote,
 )
 
 
@@ -92,13 +93,13 @@ def test_pairs_vote_for_the_overlap_and_one_liar_does_not_decide():
     window = Window(-5, 5, 80, 100)
     rng = np.random.default_rng(0)
 
-    def vote(y, x, height):
+    def pair(y, x, height):
         score = 0.5 * rng.random((11, 21)).astype(np.float32)
         score[y + 5, x - 80] = height
         return Evidence(window, score, 20.0)
 
-    votes = [vote(1, 90, 12), vote(2, 91, 15), vote(0, 90, 9), vote(-5, 98, 200)]
-    assert common_shift(votes, 1.0) == pytest.approx((1, 90), abs=1)
+    votes = [pair(1, 90, 12), pair(2, 91, 15), pair(0, 90, 9), pair(-5, 98, 200)]
+    assert vote(votes, 1.0).best() == pytest.approx((1, 90), abs=1)
 
 
 def test_the_prior_decides_between_equal_peaks():
@@ -155,3 +156,20 @@ def test_overlap_slices_name_the_same_places():
     y, x = np.indices((10, 20))
     assert (y[one] - y[two] == -3).all()
     assert (x[one] - x[two] == 5).all()
+
+
+def test_a_direction_that_says_little_steps_as_the_other_does():
+    """Down is all chance with a stray best shift; across is clear: both step by 90 of 100 px."""
+    rng = np.random.default_rng(1)
+    windows = (Window(-10, 10, 70, 99), Window(70, 99, -10, 10))
+    across = rng.random((21, 30)).astype(np.float32)
+    across[12, 20] = 20
+    down = rng.random((30, 21)).astype(np.float32)
+    down[3, 1], down[20, 8] = 3.0, 2.5
+    votes = [
+        vote([Evidence(w, s, 20.0)], 1.0) for w, s in zip(windows, (across, down), strict=True)
+    ]
+    assert votes[1].best() == pytest.approx((73, -9))
+    one, two = linked_shifts(*votes, (100, 100), 2.0)
+    assert one == pytest.approx((2, 90))
+    assert two == pytest.approx((90, -2), abs=1)

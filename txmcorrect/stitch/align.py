@@ -22,11 +22,13 @@ from txmcorrect.stitch.register import (
     Evidence,
     Feature,
     Match,
+    Vote,
     Window,
-    common_shift,
+    linked_shifts,
     peaks,
     search,
     surprise,
+    vote,
 )
 from txmcorrect.stitch.ridge import ridge
 
@@ -36,6 +38,8 @@ Known = dict[tuple[int, int, int, int], Measured | None]
 
 JITTER = 0.03  # of a frame's side: the stage error that is expected, one standard deviation
 SKEW = 0.1  # of a frame's side: how far a step across may go down as well (camera against stage)
+STRAIGHT = 0.01  # of a frame's side: how far a step across is expected to go down as well
+ALIKE = 0.02  # of a frame's side: by how much steps across and down may differ
 WIDEST = 0.3  # overlap that is looked for, of a frame's side
 SAMPLE = 40  # pairs of a direction that vote for the overlap
 SURE = 6.0  # beyond chance: such a pair has surely found its place
@@ -107,8 +111,8 @@ def align_grid(
     steps = []
     for axis in (1, 0):
         own = [p for p in pairs if cells[p[0]][axis] != cells[p[1]][axis]]
-        steps.append(_step(tiles, own, axis, overlap))
-    across, down = _complete(steps[0], steps[1], tiles.shape, overlap)
+        steps.append(_vote(tiles, own, axis, overlap))
+    across, down = _steps(steps[0], steps[1], tiles.shape, overlap)
     stage = grid_stage(cells, across, down, JITTER * max(tiles.shape))
     return replace(_align(tiles, pairs, stage, progress), steps=(across, down))
 
@@ -136,16 +140,20 @@ def align_listed(
     return min((listed, gridded), key=lambda a: a.placement.jitter_px)
 
 
-def _step(
+def _vote(
     tiles: Tiles, pairs: Sequence[tuple[int, int]], axis: int, overlap: float | None
-) -> Array | None:
-    """The step that pairs along an axis agree on, or None without pairs."""
+) -> Vote | None:
+    """What pairs along an axis say of their common step, or None without pairs."""
     if not pairs:
         return None
     window = _step_window(tiles.shape, axis, overlap)
     chosen = np.unique(np.linspace(0, len(pairs) - 1, SAMPLE).round().astype(int))
     evidence = [search(tiles[pairs[k][0]], tiles[pairs[k][1]], window) for k in chosen]
-    return common_shift(evidence, JITTER * tiles.shape[axis])
+    said = vote(evidence, JITTER * tiles.shape[axis])
+    # Cameras stand nearly straight: where little is said, they do.
+    y, x = window.axes
+    aside = (y if axis == 1 else x) / (STRAIGHT * max(tiles.shape))
+    return replace(said, total=said.total - surprise(aside**2))
 
 
 def _step_window(shape: tuple[int, int], axis: int, overlap: float | None) -> Window:
@@ -160,17 +168,21 @@ def _step_window(shape: tuple[int, int], axis: int, overlap: float | None) -> Wi
     return Window(-slack, slack, low, high)
 
 
-def _complete(
-    across: Array | None, down: Array | None, shape: tuple[int, int], overlap: float | None
+def _steps(
+    across: Vote | None, down: Vote | None, shape: tuple[int, int], overlap: float | None
 ) -> tuple[Array, Array]:
-    """Steps of a grid with a single row or column: the one that is never taken is the other turned."""
+    """Steps of a grid; of a single row or column the one that is never taken is the other turned."""
     if across is None and down is None:
         keep = 1 - (overlap or 0.0)
         return np.array([0.0, shape[1] * keep]), np.array([shape[0] * keep, 0.0])
     if across is None:
         assert down is not None
-        across = np.array([-down[1], down[0]])
-    return across, np.array([across[1], -across[0]]) if down is None else down
+        step = down.best()
+        return np.array([-step[1], step[0]]), step
+    if down is None:
+        step = across.best()
+        return step, np.array([step[1], -step[0]])
+    return linked_shifts(across, down, shape, ALIKE * max(shape))
 
 
 def convincing(tiles: Tiles, cells: Cells, most: int = 12) -> int:

@@ -25,6 +25,7 @@ CLIP = 2.0  # robust standard deviations: one bright fibre must not outvote all 
 DARKEST = 0.02  # transmission below which nothing is read
 NARROWEST_PX = 4
 NEAR_PX = 3  # shifts this close are one and the same
+PEAK_PX = 7  # a shift that is best of so many along each axis is a peak
 FREEDOM = 7.0  # of the prior: tails wide enough for a stage that slips
 HOPELESS = 15.0  # evidence by which a peak falls short that is not looked at again
 LEAST_PX = 200.0  # an overlap with less weight than this says nothing
@@ -185,26 +186,77 @@ def log_likelihood(rho: Array, pixels: Array, area: float) -> Array:
     return np.asarray(-0.5 * pixels / area * np.log1p(-(np.clip(rho, 0, 0.999) ** 2)))
 
 
-def common_shift(evidence: Sequence[Evidence], sigma_px: float, cap: float = 6.0) -> Array:
-    """The shift that most pairs can agree on, each off by its own jitter.
+@dataclass(frozen=True)
+class Vote:
+    """How well pairs of one direction agree on each shift of their window, `(ny, nx)`, at most 0."""
 
-    Maximises the sum over pairs of the best evidence within a Gaussian jitter of `sigma_px`; a pair
-    cannot lose more than `cap`, so no single one decides.
+    window: Window
+    total: Array
+
+    def shift(self, place: tuple[int, int] | Array) -> Array:
+        """The shift at a place of the window, `(2,)` px."""
+        return np.array([self.window.y0 + place[0], self.window.x0 + place[1]], float)
+
+    def best(self) -> Array:
+        """The shift that most pairs can agree on, `(2,)` px."""
+        return self.shift(np.array(np.unravel_index(int(self.total.argmax()), self.total.shape)))
+
+    def peaks(self, most: int = 8) -> list[Array]:
+        """The best shifts that are best among their neighbours, `(2,)` px each."""
+        tops = np.argwhere(self.total == maximum_filter(self.total, PEAK_PX))
+        order = np.argsort([-self.total[tuple(top)] for top in tops], kind="stable")
+        return [self.shift(tops[k]) for k in order[:most]]
+
+    def near(self, expected: Array, sigma_px: float) -> tuple[float, Array]:
+        """The best shift, with its vote, where about `expected` is likely."""
+        y, x = self.window.axes
+        off = (y - expected[0]) ** 2 + (x - expected[1]) ** 2
+        total = self.total - surprise(off / sigma_px**2)
+        place = np.unravel_index(int(total.argmax()), total.shape)
+        return float(total[place]), self.shift(np.array(place))
+
+    def at(self, shift: Array) -> float:
+        """The vote for a shift of the window."""
+        y, x = np.rint(shift).astype(int)
+        return float(self.total[y - self.window.y0, x - self.window.x0])
+
+
+def vote(evidence: Sequence[Evidence], sigma_px: float, cap: float = 6.0) -> Vote:
+    """Let pairs vote for a shift that they have in common, each off by its own jitter.
+
+    The sum over pairs of the best evidence within a Gaussian jitter of `sigma_px`; a pair cannot lose
+    more than `cap`, so no single one decides.
 
     Parameters
     ----------
     evidence : pairs, all searched in one and the same window.
-
-    Returns
-    -------
-    `(2,)` px.
     """
     total = np.zeros(evidence[0].score.shape)
     for one in evidence:
         reach = dilate(dilate(one.score.astype(np.float64), sigma_px).T, sigma_px).T
         total += np.maximum(reach - reach.max(), -cap)
-    best = np.unravel_index(int(total.argmax()), total.shape)
-    return np.array([evidence[0].window.y0 + best[0], evidence[0].window.x0 + best[1]], float)
+    return Vote(evidence[0].window, total)
+
+
+def linked_shifts(
+    across: Vote, down: Vote, shape: tuple[int, int], sigma_px: float
+) -> tuple[Array, Array]:
+    """Steps of a grid to the next column and to the next row, `(2,)` px each.
+
+    A stage steps alike in both directions: the same part of the frame, turned by 90 degrees, give or take
+    `sigma_px`. Where one direction has little to say the other speaks for it.
+    """
+    h, w = shape
+    ratio = h / w
+    found = []
+    for step in across.peaks():
+        score, other = down.near(np.array([step[1] * ratio, -step[0]]), sigma_px)
+        found.append((score + across.at(step), step, other))
+    for step in down.peaks():
+        score, other = across.near(np.array([-step[1], step[0] / ratio]), sigma_px)
+        found.append((score + down.at(step), other, step))
+    _, one, two = max(found, key=lambda f: f[0])
+    return one, two
 
 
 def dilate(score: Array, sigma: float) -> Array:
