@@ -77,13 +77,12 @@ def ring_rms(wrong: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def methods(model: Path | None) -> dict[str, tuple[object, int]]:
+def methods(model: str) -> dict[str, tuple[object, int]]:
     """Each method with the width of its stripe filter."""
     found: dict[str, tuple[object, int]] = {name: (PEERS[name], 0) for name in PEER_NAMES}
     found["interpolated + stripe filter"] = (PEERS["interpolated"], STRIPES)
     found["eigen-flats + stripe filter"] = (PEERS["eigen-flats"], STRIPES)
-    named = [("pair", "bundled"), *([("stack", str(model))] if model else [])]
-    for condition, origin in named:
+    for condition, origin in (("pair", "bundled"), ("stack", model)):
         loaded = load_model(origin, condition, "cpu")
         found[condition] = (METHODS[condition](loaded, Draw(), 1), 0)
     return found
@@ -132,7 +131,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--height", type=int, default=96)
     parser.add_argument("--counts", type=float, default=5000)
-    parser.add_argument("--model", type=Path, help="a stack model, to be compared as well")
+    parser.add_argument("--model", default="bundled", help="the stack model")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     known = methods(given.model)
