@@ -34,7 +34,7 @@ check: test
 demo: install
 	mkdir -p demo
 	$(TXM) simulate demo/scan.h5 --kind mosaic-sparse --drift medium --seed 7 --overwrite
-	$(TXM) correct demo/scan.h5 --out demo/corrected.h5 --condition pair --overwrite
+	$(TXM) correct demo/scan.h5 --out demo/corrected.h5 --overwrite
 	$(TXM) evaluate demo/corrected.h5 --truth demo/scan.truth.h5
 
 bench-pair: install
