@@ -21,6 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from txmcorrect.background.evidence import (
+    CAUCHY,
+    LEAST_WIDTH,
+    NEW,
+    contradiction,
+    level_apart,
+    normal_matrix,
+    normals,
+    scores,
+)
+from txmcorrect.background.jumps import LEAST_SIDE, Crossing, Smeared, find_jump
 from txmcorrect.background.overlaps import Overlap
 
 Image = NDArray[np.float32]
@@ -28,23 +39,12 @@ Array = NDArray[Any]
 
 OCTAVES = 4  # steps between cells, and between squares of 2, 4 and 8 cells
 ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
-CAUCHY = 1.5  # robust standard deviations at which a step counts half
-LEAST_WIDTH = 3e-4  # natural log
-LEVEL = 0.01  # natural log: how well recorded exposures and currents say how bright a frame is
-NEW = 0.5  # of what a step tells is not told by steps of other scales beside it
-LEAST_BELIEF = 1e-4
 # How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods.
 COURSE = np.array([1.0, 1.0, 0.3, 0.15, 0.08, 0.05])
 STEADY, DRIFTING, SLOW = (0,), (0, 1, 2, 3), (0, 1, 2, 3, 4)
 MOVING, BENT = (1, 2, 3), (2, 3, 4)
 ABRUPT: tuple[int, ...] = ()  # of modes that only jump
 MOST_JUMPS = 2
-JUMP_EVIDENCE = 40.0  # chi squared beyond twice the number of modes
-LEAST_JUMP = 0.02  # rms, natural log
-JUMP_SIZE = 5.0  # of a mode, over what is expected of drifts
-LEAST_POWER = 0.1  # of a step that no course can follow
-MEDIAN_VARIANCE = 1.57  # of a median over that of a mean
-LEAST_SIDE, BESIDE = 3, 5  # frames before and after a jump that are compared: at least, at most
 
 
 @dataclass
@@ -284,7 +284,7 @@ class _Fitting:
         matrix, score = np.zeros((k, q, k, q)), np.zeros((k, q))
         pieces = zip(self.overlaps, self._seen_apart(turn), agreed, strict=True)
         for overlap, (at, one, two, left), weight in pieces:
-            one, two, left, weight = _level_apart(one, two, left, weight, overlap.levelled)
+            one, two, left, weight = level_apart(one, two, left, weight, overlap.levelled)
             first, second = courses(self.shape[0], at, self.jumps)[:, parts]
             sides = ((one, first), (two, -second))
             for a, course_a in sides:
@@ -297,7 +297,7 @@ class _Fitting:
     def _solve(self, turn: list[Group], belief: Image, agreed: list[Array], found: bool) -> None:
         """One step of reweighted least squares on some groups; then, their sizes."""
         modes = self._modes(turn)
-        score = _scores(modes, belief, self.left())
+        score = scores(modes, belief, self.left())
         parts = sorted({c for g in turn for c in g.course})
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
@@ -307,10 +307,10 @@ class _Fitting:
             rows = slice(start, start + len(group.images))
             weights[rows, [parts.index(c) for c in group.course]] = group.weights
             start = rows.stop
-        matrix = _normal(modes, belief, course)
+        matrix = normal_matrix(modes, belief, course)
         right = matrix @ weights.ravel() + (score.T @ course).ravel()
         expected = (modes**2 @ belief.sum(0)).astype(np.float64)
-        trust = _contradiction(expected, score) if found else np.full(k, NEW)
+        trust = contradiction(expected, score) if found else np.full(k, NEW)
         size = np.concatenate([self._expected(g, parts) for g in turn])
         # What steps say of a mode counts as much as it is believed; overlaps and prior count in full.
         belief_in = np.repeat(trust, q)
@@ -350,31 +350,14 @@ class _Fitting:
             return None
         left = self.left()
         belief, modes = self.steps.belief(left, apart=True), self._modes(turn)
-        pairs = zip(_normals(modes, belief), _scores(modes, belief, left), strict=True)
+        pairs = zip(normals(modes, belief), scores(modes, belief, left), strict=True)
         belief = self.steps.belief(left)
-        normal, pull = _normals(modes, belief), _scores(modes, belief, left)
+        normal, pull = normals(modes, belief), scores(modes, belief, left)
         own = np.stack([np.linalg.solve(a + np.eye(len(a)) / NEW, b) for a, b in pairs])
         images = np.concatenate([g.images for g in turn])[:, self.lit]
-        crossing = [_Crossing(*pair) for pair in self._seen_apart(turn)]
-        best: tuple[float, int, Array] | None = None
-        taken = (0, *self.jumps, n)
-        for jump in range(1, n):
-            if min(abs(jump - t) for t in taken) < LEAST_SIDE:
-                continue
-            change, known = _beside(own, jump)
-            score, matrix = known * change, np.diag(known + 1 / JUMP_SIZE**2)
-            for pair in crossing:
-                pair.add_to(matrix, score, jump)
-            change = np.linalg.solve(matrix, score)
-            evidence = float(score @ change)
-            smeared = _smeared(jump, self.course, normal, pull)
-            if smeared[1] > evidence:
-                change, evidence = smeared
-            enough = 2 * len(images) + JUMP_EVIDENCE
-            large = float((change @ images).std()) > LEAST_JUMP
-            if large and evidence > enough and (best is None or evidence > best[0]):
-                best = (evidence, jump, change)
-        return None if best is None else (_first_after(own, best[1], taken), best[2])
+        crossing = [Crossing(*pair) for pair in self._seen_apart(turn)]
+        smeared = Smeared(self.course, normal, pull)
+        return find_jump(own, images, smeared, crossing, self.jumps)
 
     def _seen_apart(self, turn: list[Group]) -> Iterator[tuple[Array, Array, Array, Array]]:
         """Of each overlap: places of the two frames, what each sees of some modes, what they differ by."""
@@ -400,128 +383,6 @@ class _Fitting:
             images = group.images - group.images[:, self.lit].mean(1)[:, None, None]
             variance += np.tensordot(weights, images**2, 1).astype(np.float32)
         return np.sqrt(variance)
-
-
-def _usual(own: Array) -> Array:
-    """Robust deviation of frames `(n, k)` from their median, `(k,)`."""
-    return np.asarray(1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6)
-
-
-def _beside(own: Array, jump: int) -> tuple[Array, Array]:
-    """Change `(k,)` between the medians of some frames on both sides, and its precision.
-
-    `own` `(n, k)`: how each frame departs from the fit.
-    """
-    after, before = own[jump : jump + BESIDE], own[max(jump - BESIDE, 0) : jump]
-    variance = _usual(own) ** 2 * MEDIAN_VARIANCE * (1 / len(after) + 1 / len(before))
-    return np.median(after, 0) - np.median(before, 0), 1 / variance
-
-
-def _first_after(own: Array, jump: int, taken: tuple[int, ...]) -> int:
-    """Where near `jump` the frames change sides: medians do not say, as they bear odd frames."""
-    around = np.arange(max(jump - BESIDE, 0), min(jump + BESIDE, len(own)))
-    sides = (np.median(own[around[around < jump]], 0), np.median(own[around[around >= jump]], 0))
-    apart = [(np.abs(own[around] - side) / _usual(own)).sum(1) for side in sides]
-    choices = [j for j in around if min(abs(int(j) - t) for t in taken) >= LEAST_SIDE]
-    return int(min(choices, key=lambda j: apart[0][around < j].sum() + apart[1][around >= j].sum()))
-
-
-def _smeared(jump: int, course: Array, normal: Array, score: Array) -> tuple[Array, float]:
-    """Change `(k,)` at a jump that the fit has smeared over all frames, and its evidence.
-
-    `normal` `(n, k, k)` and `score` `(n, k)` of all frames against the fit.
-    """
-    basis = np.linalg.qr(course)[0]
-    step = np.where(np.arange(len(score)) >= jump, 1.0, 0.0)
-    step = step - basis @ (basis.T @ step)
-    power = float(step @ step)
-    if power < LEAST_POWER:
-        return np.zeros(score.shape[1]), 0.0
-    pull = step @ score
-    expected = np.einsum("nkk->k", normal)
-    trust = _contradiction(expected, score - np.outer(step, pull) / power)
-    matrix = np.einsum("n,nkl->kl", step**2, normal)
-    change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
-    return change, float((trust * pull) @ change)
-
-
-def _level_apart(
-    one: Array, two: Array, left: Array, weight: Array, levelled: bool
-) -> tuple[Array, Array, Array, Array]:
-    """Take the level out of an overlap: `(k, p)`, `(k, p)`, `(p,)` and weights `(p,)`.
-
-    Where exposures are recorded it comes back as one cell more, of a weight of its own.
-    """
-    share = weight / weight.sum()
-    levels = [x @ share for x in (one, two, left)]
-    one, two, left = (x - m[..., None] for x, m in zip((one, two, left), levels, strict=True))
-    if levelled:
-        one, two, left = (
-            np.concatenate([x, m[..., None]], -1)
-            for x, m in zip((one, two, left), levels, strict=True)
-        )
-        weight = np.append(weight, 1 / (LEVEL**2 + (levels[2] / CAUCHY) ** 2))
-    return one, two, left, weight
-
-
-class _Crossing:
-    """What one overlap says of a jump between its frames."""
-
-    def __init__(self, at: Array, one: Array, two: Array, left: Array) -> None:
-        self.at = at
-        left = left - np.median(left)
-        width = 1.4826 * float(np.median(np.abs(left))) + LEAST_WIDTH
-        weight = NEW / (width**2 + (left / CAUCHY) ** 2)
-        one, two, left, weight = _level_apart(one, two, left, weight, False)
-        self.square = [[(a * weight) @ b.T for b in (one, two)] for a in (one, two)]
-        self.pull = [(a * weight) @ left for a in (one, two)]
-
-    def add_to(self, matrix: Array, score: Array, jump: int) -> None:
-        """Add the normal equations of the change at `jump`, in place."""
-        share = np.where(self.at > jump - 0.5, 1.0, 0.0) * (1, -1)
-        for a in (0, 1):
-            score += share[a] * self.pull[a]
-            for b in (0, 1):
-                matrix += share[a] * share[b] * self.square[a][b]
-
-
-def _normal(modes: Image, belief: Image, course: Array) -> Array:
-    """Normal matrix of all weights `(kq, kq)`: sums over frames first, as they are many."""
-    k, q = len(modes), course.shape[1]
-    matrix = np.empty((k, q, k, q))
-    for i in range(q):
-        for j in range(i, q):
-            weight = (course[:, i] * course[:, j]).astype(np.float32) @ belief
-            matrix[:, i, :, j] = matrix[:, j, :, i] = (modes * weight) @ modes.T
-    return matrix.reshape(k * q, k * q)
-
-
-def _normals(modes: Image, belief: Image) -> Array:
-    """Normal matrix of every frame, `(n, k, k)`."""
-    return np.stack([(modes * weight) @ modes.T for weight in belief]).astype(np.float64)
-
-
-def _scores(modes: Image, belief: Image, left: Image) -> Array:
-    """How each frame would change each mode, `(n, k)`."""
-    return ((belief * left) @ modes.T).astype(np.float64)
-
-
-def _contradiction(expected: Array, score: Array) -> Array:
-    """How far each mode's normal equations are to be believed, `(k,)`, at most `NEW`.
-
-    `expected` `(k,)`: variance that independent steps would give the sum of the scores `(n, k)`.
-
-    Steps of one object point the same way, and frames in a row may show the same sample: scores of
-    whole frames vary more than independent steps would say.
-    """
-    n = len(score)
-    apart = score - score.mean(0)
-    variance = (apart**2).sum(0) * n / max(n - 1, 1)
-    if n > 3:
-        alike = (apart[1:] * apart[:-1]).sum(0) / ((apart**2).sum(0) + 1e-30)
-        alike = np.clip(alike + 1 / n, 0, 0.97)
-        variance = variance * (1 + alike) / (1 - alike)
-    return np.asarray(np.clip(expected / (variance + 1e-30), LEAST_BELIEF, NEW))
 
 
 def _find_size(group: Group, prior: Array) -> None:

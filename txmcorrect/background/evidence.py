@@ -1,0 +1,78 @@
+"""What frames say of modes: normal equations, and how far these are to be believed.
+
+Sources: Cauchy's loss by reweighting, Holland and Welsch 1977; clustered variances, Liang and Zeger 1986.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+Array = NDArray[Any]
+
+CAUCHY = 1.5  # robust standard deviations at which a step counts half
+LEAST_WIDTH = 3e-4  # natural log
+LEVEL = 0.01  # natural log: how well recorded exposures and currents say how bright a frame is
+NEW = 0.5  # of what a step tells is not told by steps of other scales beside it
+LEAST_BELIEF = 1e-4
+
+
+def normal_matrix(modes: Image, belief: Image, course: Array) -> Array:
+    """Normal matrix of all weights `(kq, kq)`: sums over frames first, as they are many."""
+    k, q = len(modes), course.shape[1]
+    matrix = np.empty((k, q, k, q))
+    for i in range(q):
+        for j in range(i, q):
+            weight = (course[:, i] * course[:, j]).astype(np.float32) @ belief
+            matrix[:, i, :, j] = matrix[:, j, :, i] = (modes * weight) @ modes.T
+    return matrix.reshape(k * q, k * q)
+
+
+def normals(modes: Image, belief: Image) -> Array:
+    """Normal matrix of every frame, `(n, k, k)`."""
+    return np.stack([(modes * weight) @ modes.T for weight in belief]).astype(np.float64)
+
+
+def scores(modes: Image, belief: Image, left: Image) -> Array:
+    """How each frame would change each mode, `(n, k)`."""
+    return ((belief * left) @ modes.T).astype(np.float64)
+
+
+def contradiction(expected: Array, score: Array) -> Array:
+    """How far each mode's normal equations are to be believed, `(k,)`, at most `NEW`.
+
+    `expected` `(k,)`: variance that independent steps would give the sum of the scores `(n, k)`.
+
+    Steps of one object point the same way, and frames in a row may show the same sample: scores of
+    whole frames vary more than independent steps would say.
+    """
+    n = len(score)
+    apart = score - score.mean(0)
+    variance = (apart**2).sum(0) * n / max(n - 1, 1)
+    if n > 3:
+        alike = (apart[1:] * apart[:-1]).sum(0) / ((apart**2).sum(0) + 1e-30)
+        alike = np.clip(alike + 1 / n, 0, 0.97)
+        variance = variance * (1 + alike) / (1 - alike)
+    return np.asarray(np.clip(expected / (variance + 1e-30), LEAST_BELIEF, NEW))
+
+
+def level_apart(
+    one: Array, two: Array, left: Array, weight: Array, levelled: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Take the level out of an overlap: `(k, p)`, `(k, p)`, `(p,)` and weights `(p,)`.
+
+    Where exposures are recorded it comes back as one cell more, of a weight of its own.
+    """
+    share = weight / weight.sum()
+    levels = [x @ share for x in (one, two, left)]
+    one, two, left = (x - m[..., None] for x, m in zip((one, two, left), levels, strict=True))
+    if levelled:
+        one, two, left = (
+            np.concatenate([x, m[..., None]], -1)
+            for x, m in zip((one, two, left), levels, strict=True)
+        )
+        weight = np.append(weight, 1 / (LEVEL**2 + (levels[2] / CAUCHY) ** 2))
+    return one, two, left, weight

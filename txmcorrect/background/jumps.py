@@ -1,0 +1,138 @@
+"""Where all frames depart from a fit from some moment on: jumps of the illumination.
+
+Seen by what each frame says for itself on both sides, by overlaps of frames on both sides, and, where
+the fit has smeared a jump over all frames, by what is left of it in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from txmcorrect.background.evidence import (
+    CAUCHY,
+    LEAST_WIDTH,
+    NEW,
+    contradiction,
+    level_apart,
+)
+
+Array = NDArray[Any]
+
+JUMP_EVIDENCE = 40.0  # chi squared beyond twice the number of modes
+LEAST_JUMP = 0.02  # rms, natural log
+JUMP_SIZE = 5.0  # of a mode, over what is expected of drifts
+LEAST_POWER = 0.1  # of a step that no course can follow
+MEDIAN_VARIANCE = 1.57  # of a median over that of a mean
+LEAST_SIDE, BESIDE = 3, 5  # frames before and after a jump that are compared: at least, at most
+
+
+class Crossing:
+    """What one overlap says of a jump between its frames."""
+
+    def __init__(self, at: Array, one: Array, two: Array, left: Array) -> None:
+        self.at = at
+        left = left - np.median(left)
+        width = 1.4826 * float(np.median(np.abs(left))) + LEAST_WIDTH
+        weight = NEW / (width**2 + (left / CAUCHY) ** 2)
+        one, two, left, weight = level_apart(one, two, left, weight, False)
+        self.square = [[(a * weight) @ b.T for b in (one, two)] for a in (one, two)]
+        self.pull = [(a * weight) @ left for a in (one, two)]
+
+    def add_to(self, matrix: Array, score: Array, jump: int) -> None:
+        """Add the normal equations of the change at `jump`, in place."""
+        share = np.where(self.at > jump - 0.5, 1.0, 0.0) * (1, -1)
+        for a in (0, 1):
+            score += share[a] * self.pull[a]
+            for b in (0, 1):
+                matrix += share[a] * share[b] * self.square[a][b]
+
+
+@dataclass(frozen=True)
+class Smeared:
+    """All frames against a fit: courses `(n, q)` that it can follow, normal matrices `(n, k, k)` and
+    scores `(n, k)`.
+    """
+
+    course: Array
+    normal: Array
+    score: Array
+
+    def change(self, jump: int) -> tuple[Array, float]:
+        """Change `(k,)` at a jump that no course can follow, and its evidence."""
+        basis = np.linalg.qr(self.course)[0]
+        step = np.where(np.arange(len(self.score)) >= jump, 1.0, 0.0)
+        step = step - basis @ (basis.T @ step)
+        power = float(step @ step)
+        if power < LEAST_POWER:
+            return np.zeros(self.score.shape[1]), 0.0
+        pull = step @ self.score
+        expected = np.einsum("nkk->k", self.normal)
+        trust = contradiction(expected, self.score - np.outer(step, pull) / power)
+        matrix = np.einsum("n,nkl->kl", step**2, self.normal)
+        change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
+        return change, float((trust * pull) @ change)
+
+
+def find_jump(
+    own: Array,
+    images: Array,
+    smeared: Smeared,
+    crossing: Sequence[Crossing],
+    known: tuple[int, ...],
+) -> tuple[int, Array] | None:
+    """The first frame after a jump, and the change `(k,)` of modes, if that explains much more.
+
+    Parameters
+    ----------
+    own : `(n, k)` how each frame departs from the fit. images : `(k, p)` modes where there is light.
+    known : jumps found before.
+    """
+    n = len(own)
+    best: tuple[float, int, Array] | None = None
+    taken = (0, *known, n)
+    for jump in range(1, n):
+        if min(abs(jump - t) for t in taken) < LEAST_SIDE:
+            continue
+        change, precision = _beside(own, jump)
+        score, matrix = precision * change, np.diag(precision + 1 / JUMP_SIZE**2)
+        for pair in crossing:
+            pair.add_to(matrix, score, jump)
+        change = np.linalg.solve(matrix, score)
+        evidence = float(score @ change)
+        other, its_evidence = smeared.change(jump)
+        if its_evidence > evidence:
+            change, evidence = other, its_evidence
+        enough = 2 * len(images) + JUMP_EVIDENCE
+        large = float((change @ images).std()) > LEAST_JUMP
+        if large and evidence > enough and (best is None or evidence > best[0]):
+            best = (evidence, jump, change)
+    return None if best is None else (_first_after(own, best[1], taken), best[2])
+
+
+def _usual(own: Array) -> Array:
+    """Robust deviation of frames `(n, k)` from their median, `(k,)`."""
+    return np.asarray(1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6)
+
+
+def _beside(own: Array, jump: int) -> tuple[Array, Array]:
+    """Change `(k,)` between the medians of some frames on both sides, and its precision.
+
+    `own` `(n, k)`: how each frame departs from the fit.
+    """
+    after, before = own[jump : jump + BESIDE], own[max(jump - BESIDE, 0) : jump]
+    variance = _usual(own) ** 2 * MEDIAN_VARIANCE * (1 / len(after) + 1 / len(before))
+    return np.median(after, 0) - np.median(before, 0), 1 / variance
+
+
+def _first_after(own: Array, jump: int, taken: tuple[int, ...]) -> int:
+    """Where near `jump` the frames change sides: medians do not say, as they bear odd frames."""
+    around = np.arange(max(jump - BESIDE, 0), min(jump + BESIDE, len(own)))
+    sides = (np.median(own[around[around < jump]], 0), np.median(own[around[around >= jump]], 0))
+    apart = [(np.abs(own[around] - side) / _usual(own)).sum(1) for side in sides]
+    choices = [j for j in around if min(abs(int(j) - t) for t in taken) >= LEAST_SIDE]
+    return int(min(choices, key=lambda j: apart[0][around < j].sum() + apart[1][around >= j].sum()))
