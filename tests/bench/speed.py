@@ -110,6 +110,7 @@ def stages() -> Iterator[dict[str, float]]:
     with (
         timed(pipeline, "survey_scan", "survey"),
         timed(pipeline, "fixed_pattern", "fixed pattern"),
+        timed(pipeline, "_conditions", "fit of the drift"),
         timed(pipeline, "_key_fields", "key frames"),
         timed(pipeline, "amplitudes", "amplitudes"),
         timed(pipeline, "flag_frames", "flags"),
