@@ -31,22 +31,29 @@ def pairs(first, second):
         for method in sorted(first[setting].keys() & second[setting].keys()):
             ours, theirs = first[setting][method], second[setting][method]
             for figure in sorted(ours.keys() & theirs.keys()):
-                if figure == "fails":  # names of checks, not figures
-                    continue
-                values = [
-                    standard(run[figure], len(run["seeds"]), figure.startswith(ERRORS))
+                runs = [
+                    run
                     for run in (ours, theirs)
-                    if "seeds" in run and isinstance(run[figure], list) and len(run[figure]) == 3
+                    if "seeds" in run and is_interval(figure, run[figure])
                 ]
-                if figure != "seeds" and len(values) == 2 and None not in values:
+                # Both runs on one scale: few seeds may leave an interval that reaches below zero.
+                log = figure.startswith(ERRORS) and all(min(r[figure]) > ROUNDING for r in runs)
+                values = [standard(run[figure], len(run["seeds"]), log) for run in runs]
+                if len(values) == 2 and None not in values:
                     yield setting, method, figure, *values
+
+
+def is_interval(figure, value):
+    """Whether a value is `[mean, low, high]`, not seeds or names of checks."""
+    named = figure in ("seeds", "fails")
+    return not named and isinstance(value, list) and len(value) == 3 and None not in value
 
 
 def standard(interval, count, log):
     """Mean, standard error and seeds behind `[mean, low, high]`; None where there is no interval."""
-    if None in interval or count < 2:
+    if count < 2:
         return None
-    if log and min(interval) > ROUNDING:
+    if log:
         interval = np.log(interval).tolist()
     mean, low, high = interval
     return mean, (high - low) / 2 / float(stats.t.ppf(0.975, count - 1)), count
