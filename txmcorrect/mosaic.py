@@ -69,7 +69,6 @@ def run(settings: MosaicSettings) -> Result:
     plan = plan_layout(settings, scan)
     with Stages(settings.quiet, "tiles") as stages, ExitStack() as files:
         keep = tiles_in(settings.memory, scan)
-
         rough = None
         if looks_at_overlaps(settings, scan):
             rough = rough_alignment(settings, scan, plan, keep, stages)

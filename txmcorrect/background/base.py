@@ -126,7 +126,7 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     return median, [
         Group(broad * cosines(lit.shape, FINE_ORDERS), STEADY, 3.0, most=20.0),
         Group(broad * cosines(lit.shape, FEW_ORDERS), MOVING),
-        Group(moved(median, lit)[:2], MOVING),  # what is fine there may be the sample,
+        Group(moved(median, lit)[:2], MOVING),  # what is fine there may be the sample
     ]
 
 
@@ -185,8 +185,8 @@ def moved(log_image: Image, lit: NDArray[np.bool_]) -> Image:
     fine = gaussian_filter(filled, FINE_CELLS) - broad
     shift = SHIFT * max(lit.shape)
     bent = _slopes(gaussian_filter(filled, BENT_CELLS))
-    curved = [_slopes(bent[0])[0], _slopes(bent[0])[1], _slopes(bent[1])[1]]
-    images = [*shift * _slopes(broad), *shift * _slopes(fine), *shift**2 * np.stack(curved)]
+    curved = np.stack([*_slopes(bent[0]), _slopes(bent[1])[1]])
+    images = [*shift * _slopes(broad), *shift * _slopes(fine), *shift**2 * curved]
     return np.stack(images).astype(np.float32)
 
 

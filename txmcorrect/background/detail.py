@@ -151,8 +151,10 @@ def fixed_pattern(
     if not count:
         return Pattern(own, found, min(_rms(noise**0.5, lit), _rms(own, lit)))
     told, doubt = total / np.float32(count), np.reciprocal(np.maximum(photons, np.float32(1)))
-    if survey.factor == 1 or not moves(scan):
-        return Pattern(told, found, _rms(doubt**0.5, lit) * (survey.factor > 1))
+    if survey.factor == 1:  # nothing is finer than the grid
+        return Pattern(told, found, 0.0)
+    if not moves(scan):
+        return Pattern(told, found, _rms(doubt**0.5, lit))
     detail = averaged(told, doubt, seen, noise)
     return Pattern(detail, found, _rms((doubt * noise / (doubt + noise)) ** 0.5, lit))
 

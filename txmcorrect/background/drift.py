@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from txmcorrect.background.evidence import (
     CAUCHY,
     LEAST_WIDTH,
     NEW,
+    believed,
     contradiction,
     level_apart,
     normal_matrix,
     normals,
     scores,
+    usual_size,
 )
 from txmcorrect.background.jumps import LEAST_SIDE, Crossing, Smeared, find_jump
 from txmcorrect.background.overlaps import Overlap
@@ -256,7 +259,7 @@ class _Fitting:
         return np.concatenate([m for g, m in pairs if any(g is t for t in turn)])
 
     def _apart(self) -> list[Array]:
-        """What the two sides of each overlap still differ by, `(p,)` each, level left out."""
+        """What the two sides of each overlap still differ by, `(p,)` each."""
         found = []
         for overlap, modes in zip(self.overlaps, self.seen_twice, strict=True):
             course = courses(self.shape[0], overlap.at, self.jumps)
@@ -273,8 +276,8 @@ class _Fitting:
         if not left:
             return []
         left = [x - np.median(x) for x in left]
-        width = 1.4826 * float(np.median(np.abs(np.concatenate(left)))) + LEAST_WIDTH
-        return [NEW / (width**2 + (x / CAUCHY) ** 2) for x in left]
+        size = usual_size(np.concatenate(left))
+        return [believed(x, size) for x in left]
 
     def _overlapping(
         self, turn: list[Group], parts: list[int], agreed: list[Array]
@@ -301,12 +304,12 @@ class _Fitting:
         parts = sorted({c for g in turn for c in g.course})
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
+        ends = np.cumsum([0, *(len(g.images) for g in turn)])
+        rows = [slice(start, stop) for start, stop in pairwise(ends)]
+        columns = [[parts.index(c) for c in g.course] for g in turn]
         weights = np.zeros((k, q))
-        start = 0
-        for group in turn:
-            rows = slice(start, start + len(group.images))
-            weights[rows, [parts.index(c) for c in group.course]] = group.weights
-            start = rows.stop
+        for group, own, some in zip(turn, rows, columns, strict=True):
+            weights[own, some] = group.weights
         matrix = normal_matrix(modes, belief, course)
         right = matrix @ weights.ravel() + (score.T @ course).ravel()
         expected = (modes**2 @ belief.sum(0)).astype(np.float64)
@@ -322,15 +325,11 @@ class _Fitting:
         inverse = np.linalg.inv(matrix + np.diag(1 / (size**2 + 1e-12).ravel()))
         weights = (inverse @ right).reshape(k, q)
         variance = np.maximum(np.diag(inverse).reshape(k, q), 0)
-        start = 0
-        for group in turn:
-            rows = slice(start, start + len(group.images))
-            columns = [parts.index(c) for c in group.course]
-            group.weights = weights[rows][:, columns]
-            group.std = np.sqrt(variance[rows][:, columns])
+        for group, own, some in zip(turn, rows, columns, strict=True):
+            group.weights = weights[own][:, some]
+            group.std = np.sqrt(variance[own][:, some])
             if found:
-                _find_size(group, size[rows][:, columns])
-            start = rows.stop
+                _find_size(group, size[own][:, some])
 
     def _expected(self, group: Group, parts: list[int]) -> Array:
         """Prior standard deviations `(k, q)`; 0 where a group has no such part."""

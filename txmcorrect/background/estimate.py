@@ -149,14 +149,28 @@ def generate(
                 draw_samples(model, (look,), batch, mean_draw)[0] for look in conditions.looks
             ]
             mean = torch.stack(answers).quantile(0.5, 0)
-            std = conditions.spread * shape_spread(samples, mean)
-            if conditions.base is not None:
-                mean, share = weighed(conditions.base, batch, mean, std)
-                std = std * width(share)
+            spread = shape_spread(samples, mean)
+            mean, factor = combined(conditions, batch, mean, spread)
+            std = factor * spread
         means.append(mean[:keep])
         stds.append(std[:keep])
         progress(sum(map(len, means)), k)
     return torch.cat(means).numpy(), torch.cat(stds).numpy()
+
+
+def combined(
+    conditions: Conditions, targets: NDArray[np.intp], mean: torch.Tensor, spread: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Network and base together, for frames `(b,)`: the mean, and the factor on the samples' deviation.
+
+    `mean`, `spread` `(b, h, w)`: what the network says, and how its samples deviate. The factor is
+    `(b, 1, 1)`.
+    """
+    own = torch.full((len(mean), 1, 1), conditions.spread)
+    if conditions.base is None:
+        return mean, own
+    mean, share = weighed(conditions.base, targets, mean, own * spread)
+    return mean, own * width(share)
 
 
 def weighed(

@@ -41,6 +41,16 @@ def scores(modes: Image, belief: Image, left: Image) -> Array:
     return ((belief * left) @ modes.T).astype(np.float64)
 
 
+def usual_size(left: Array) -> float:
+    """Robust standard deviation of residuals, never quite nothing."""
+    return 1.4826 * float(np.median(np.abs(left))) + LEAST_WIDTH
+
+
+def believed(left: Array, size: float) -> Array:
+    """Weights of an overlap's residuals of a usual `size`, by Cauchy's loss."""
+    return np.asarray(NEW / (size**2 + (left / CAUCHY) ** 2))
+
+
 def contradiction(expected: Array, score: Array) -> Array:
     """How far each mode's normal equations are to be believed, `(k,)`, at most `NEW`.
 

@@ -7,19 +7,12 @@ the fit has smeared a jump over all frames, by what is left of it in all of them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.evidence import (
-    CAUCHY,
-    LEAST_WIDTH,
-    NEW,
-    contradiction,
-    level_apart,
-)
+from txmcorrect.background.evidence import believed, contradiction, level_apart, usual_size
 
 Array = NDArray[Any]
 
@@ -37,8 +30,7 @@ class Crossing:
     def __init__(self, at: Array, one: Array, two: Array, left: Array) -> None:
         self.at = at
         left = left - np.median(left)
-        width = 1.4826 * float(np.median(np.abs(left))) + LEAST_WIDTH
-        weight = NEW / (width**2 + (left / CAUCHY) ** 2)
+        weight = believed(left, usual_size(left))
         one, two, left, weight = level_apart(one, two, left, weight, False)
         self.square = [[(a * weight) @ b.T for b in (one, two)] for a in (one, two)]
         self.pull = [(a * weight) @ left for a in (one, two)]
@@ -52,27 +44,25 @@ class Crossing:
                 matrix += share[a] * share[b] * self.square[a][b]
 
 
-@dataclass(frozen=True)
 class Smeared:
     """All frames against a fit: courses `(n, q)` that it can follow, normal matrices `(n, k, k)` and
     scores `(n, k)`.
     """
 
-    course: Array
-    normal: Array
-    score: Array
+    def __init__(self, course: Array, normal: Array, score: Array) -> None:
+        self.basis = np.linalg.qr(course)[0]
+        self.normal, self.score = normal, score
+        self.expected = np.einsum("nkk->k", normal)
 
     def change(self, jump: int) -> tuple[Array, float]:
         """Change `(k,)` at a jump that no course can follow, and its evidence."""
-        basis = np.linalg.qr(self.course)[0]
         step = np.where(np.arange(len(self.score)) >= jump, 1.0, 0.0)
-        step = step - basis @ (basis.T @ step)
+        step = step - self.basis @ (self.basis.T @ step)
         power = float(step @ step)
         if power < LEAST_POWER:
             return np.zeros(self.score.shape[1]), 0.0
         pull = step @ self.score
-        expected = np.einsum("nkk->k", self.normal)
-        trust = contradiction(expected, self.score - np.outer(step, pull) / power)
+        trust = contradiction(self.expected, self.score - np.outer(step, pull) / power)
         matrix = np.einsum("n,nkl->kl", step**2, self.normal)
         change = np.linalg.solve(matrix + np.diag(1 / (trust + 1e-12)), pull)
         return change, float((trust * pull) @ change)
@@ -93,12 +83,14 @@ def find_jump(
     known : jumps found before.
     """
     n = len(own)
+    usual = 1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6
+    enough = 2 * len(images) + JUMP_EVIDENCE
     best: tuple[float, int, Array] | None = None
     taken = (0, *known, n)
     for jump in range(1, n):
         if min(abs(jump - t) for t in taken) < LEAST_SIDE:
             continue
-        change, precision = _beside(own, jump)
+        change, precision = _beside(own, usual, jump)
         score, matrix = precision * change, np.diag(precision + 1 / JUMP_SIZE**2)
         for pair in crossing:
             pair.add_to(matrix, score, jump)
@@ -107,32 +99,26 @@ def find_jump(
         other, its_evidence = smeared.change(jump)
         if its_evidence > evidence:
             change, evidence = other, its_evidence
-        enough = 2 * len(images) + JUMP_EVIDENCE
         large = float((change @ images).std()) > LEAST_JUMP
         if large and evidence > enough and (best is None or evidence > best[0]):
             best = (evidence, jump, change)
-    return None if best is None else (_first_after(own, best[1], taken), best[2])
+    return None if best is None else (_first_after(own, usual, best[1], taken), best[2])
 
 
-def _usual(own: Array) -> Array:
-    """Robust deviation of frames `(n, k)` from their median, `(k,)`."""
-    return np.asarray(1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6)
-
-
-def _beside(own: Array, jump: int) -> tuple[Array, Array]:
+def _beside(own: Array, usual: Array, jump: int) -> tuple[Array, Array]:
     """Change `(k,)` between the medians of some frames on both sides, and its precision.
 
-    `own` `(n, k)`: how each frame departs from the fit.
+    `own` `(n, k)`: how each frame departs from the fit; `usual` `(k,)` by how much.
     """
     after, before = own[jump : jump + BESIDE], own[max(jump - BESIDE, 0) : jump]
-    variance = _usual(own) ** 2 * MEDIAN_VARIANCE * (1 / len(after) + 1 / len(before))
+    variance = usual**2 * MEDIAN_VARIANCE * (1 / len(after) + 1 / len(before))
     return np.median(after, 0) - np.median(before, 0), 1 / variance
 
 
-def _first_after(own: Array, jump: int, taken: tuple[int, ...]) -> int:
+def _first_after(own: Array, usual: Array, jump: int, taken: tuple[int, ...]) -> int:
     """Where near `jump` the frames change sides: medians do not say, as they bear odd frames."""
     around = np.arange(max(jump - BESIDE, 0), min(jump + BESIDE, len(own)))
     sides = (np.median(own[around[around < jump]], 0), np.median(own[around[around >= jump]], 0))
-    apart = [(np.abs(own[around] - side) / _usual(own)).sum(1) for side in sides]
+    apart = [(np.abs(own[around] - side) / usual).sum(1) for side in sides]
     choices = [j for j in around if min(abs(int(j) - t) for t in taken) >= LEAST_SIDE]
     return int(min(choices, key=lambda j: apart[0][around < j].sum() + apart[1][around >= j].sum()))

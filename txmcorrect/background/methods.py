@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
-from txmcorrect.background.estimate import (
-    Draw,
-    batches_of,
-    draw_samples,
-    shape_spread,
-    weighed,
-    width,
-)
+from txmcorrect.background.estimate import Draw, batches_of, combined, draw_samples, shape_spread
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
 from txmcorrect.background.scale import Reference
@@ -157,21 +150,18 @@ def sample_background(
     """Draws of the log background about the one that was found, `(count, n, h, w)`.
 
     What is drawn is the spread, that of the nearest key frame: samples less their own mean, and the
-    grain of the fixed pattern. The
-    mean is the result itself, which is settled over key frames and levelled.
+    grain of the fixed pattern. The mean is the result itself, which is settled over key frames and
+    levelled.
     """
-    assert background.conditions is not None
+    conditions = background.conditions
+    assert conditions is not None
     several = replace(draw, samples=count)
     keys, spread = background.keys, []
-    conditions = background.conditions
     for batch, keep in batches_of(keys):
         samples = draw_samples(model, conditions.looks, batch, several)
         middle = samples.mean(0)
-        wide = conditions.spread * (samples - middle)
-        if conditions.base is not None:
-            std = conditions.spread * shape_spread(samples, middle)
-            wide = wide * width(weighed(conditions.base, batch, middle, std)[1])
-        spread.append(wide[:, :keep].numpy())
+        _, factor = combined(conditions, batch, middle, shape_spread(samples, middle))
+        spread.append((factor * (samples - middle))[:, :keep].numpy())
     small = np.concatenate(spread, 1)
     shape = background.lit.shape
     out = np.empty((count, len(background.amplitude), *shape), np.float32)

@@ -8,7 +8,7 @@ dense it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Overlap:
     inside: Array
     corners: Array
     share: Array
-    levelled: bool = False
+    levelled: bool
 
     def modes(self, images: Image) -> tuple[Array, Array]:
         """Images `(k, h, w)` as the first and the second frame see them, `(k, p)` each."""
@@ -61,11 +61,15 @@ def find_overlaps(
     ----------
     logs : `(n, h, w)` natural log of frames over the reference. lit : `(h, w)`.
     position : `(n, 2)` corners (y, x) in cells. at : `(n,)` places among the frames that are fitted.
+    levelled : exposures are recorded.
     """
     pairs = list(_pairs(position, usable, lit.shape))
     step = max(1, -(-len(pairs) // MOST_PAIRS))
-    found = (_overlap(logs, lit, position[j] - position[i], (i, j), at) for i, j in pairs[::step])
-    return [replace(overlap, levelled=levelled) for overlap in found if overlap is not None]
+    found = (
+        _overlap(logs, lit, position[j] - position[i], (i, j), at, levelled)
+        for i, j in pairs[::step]
+    )
+    return [overlap for overlap in found if overlap is not None]
 
 
 def _pairs(
@@ -79,7 +83,12 @@ def _pairs(
 
 
 def _overlap(
-    logs: Image, lit: NDArray[np.bool_], shift: Array, pair: tuple[int, int], at: Array
+    logs: Image,
+    lit: NDArray[np.bool_],
+    shift: Array,
+    pair: tuple[int, int],
+    at: Array,
+    levelled: bool,
 ) -> Overlap | None:
     h, w = lit.shape
     y, x = np.indices(lit.shape).reshape(2, -1)
@@ -99,4 +108,4 @@ def _overlap(
     share = np.stack([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u])
     i, j = pair
     data = logs[i].ravel()[cells] - (logs[j].ravel()[corners] * share).sum(0)
-    return Overlap(at[[i, j]], data, cells, corners, share)
+    return Overlap(at[[i, j]], data, cells, corners, share, levelled)

@@ -12,14 +12,7 @@ from txmcorrect.mosaicking.plan import Plan
 from txmcorrect.mosaicking.source import Source
 from txmcorrect.progress import Stages
 from txmcorrect.stitch import layout as layouts
-from txmcorrect.stitch.align import (
-    BELIEVED,
-    Alignment,
-    Tiles,
-    align_grid,
-    align_listed,
-    convincing,
-)
+from txmcorrect.stitch.align import BELIEVED, Alignment, Tiles, align_grid, align_listed, convincing
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import feature
 

@@ -58,7 +58,7 @@ def open_source(
 
     `corners` : of the tiles `(n, 2)` px, however roughly known, so that a model may look at overlaps.
     """
-    if scan.corrected_by == "txmcorrect" and not settings.force:
+    if _is_corrected(settings, scan):
         return _corrected_source(scan, path, files)
     if settings.flats == "median":
         return median_source(settings, scan)
@@ -78,9 +78,14 @@ def correction_of(settings: MosaicSettings) -> CorrectSettings:
 
 def looks_at_overlaps(settings: MosaicSettings, scan: Scan) -> bool:
     """Whether the tiles are still to be corrected, by a model that looks at where they overlap."""
-    if settings.flats == "median" or (scan.corrected_by == "txmcorrect" and not settings.force):
+    if settings.flats == "median" or _is_corrected(settings, scan):
         return False
     return condition_for(correction_of(settings), scan) == "stack"
+
+
+def _is_corrected(settings: MosaicSettings, scan: Scan) -> bool:
+    """Whether the tiles are ours already, and to be taken as they are."""
+    return scan.corrected_by == "txmcorrect" and not settings.force
 
 
 def _is_same_run(settings: CorrectSettings, corrected: Path, raw: Path) -> bool:
