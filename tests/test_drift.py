@@ -12,9 +12,9 @@ from txmcorrect.background.drift import (
     Group,
     courses,
     fit_drift,
-    steps_of,
 )
 from txmcorrect.background.known import Known
+from txmcorrect.background.steps import steps_of
 
 SHAPE = (32, 40)
 LIT = np.ones(SHAPE, bool)
@@ -35,7 +35,7 @@ def particles(rng, count, share=0.3, depth=0.4):
 
 def drifting(rng, count=14, noise=0.003):
     modes = smooth(rng, 4, 3.0, 0.03)
-    weights = courses(count)[:, :2] @ rng.standard_normal((2, 4))
+    weights = courses(np.linspace(0, 1, count))[:, :2] @ rng.standard_normal((2, 4))
     change = np.tensordot(weights, modes, 1).astype(np.float32)
     grain = noise * rng.standard_normal((count, *SHAPE))
     return modes, change, (change + particles(rng, count) + grain).astype(np.float32)

@@ -26,7 +26,7 @@ def mosaic(rng, drift=True, noise=0.002):
     world = smooth(rng, corner.max(0) + SHAPE, 3.0, 0.3)
     tiles = np.stack([world[y : y + SHAPE[0], x : x + SHAPE[1]] for y, x in corner])
     modes = np.stack([smooth(rng, SHAPE, 5.0, 0.03) for _ in range(4)])
-    weights = courses(16)[:, :2] @ rng.standard_normal((2, 4)) * drift
+    weights = courses(np.linspace(0, 1, 16))[:, :2] @ rng.standard_normal((2, 4)) * drift
     change = np.tensordot(weights, modes, 1).astype(np.float32)
     logs = change + tiles + noise * rng.standard_normal(tiles.shape).astype(np.float32)
     return logs, change, modes, corner.astype(float)

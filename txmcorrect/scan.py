@@ -15,6 +15,7 @@ from txmcorrect.errors import TxmError
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
+LEAST_TURN = 0.5  # radians
 
 
 class Frames(Protocol):
@@ -202,6 +203,11 @@ class Scan:
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.projections.shape
+
+    @property
+    def turns(self) -> bool:
+        """Whether the sample turns, by a good part of a circle."""
+        return self.theta is not None and float(np.ptp(self.theta)) > LEAST_TURN
 
     def select(
         self,

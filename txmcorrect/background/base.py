@@ -21,6 +21,7 @@ from txmcorrect.background.drift import (
     MOVING,
     SLOW,
     STEADY,
+    STRAIGHT,
     Fit,
     Group,
     fit_drift,
@@ -68,7 +69,12 @@ def find_base(known: Known) -> Base:
     reference, groups = _reference(known, logs[chosen], lit)
     groups.append(Group(np.float32(BROAD) * cosines(lit.shape, FEW_ORDERS), ABRUPT, most=20.0))
     change = logs - reference
-    fit = fit_drift(change[chosen], lit, groups, _overlaps(known, change, lit, chosen))
+    overlaps = _overlaps(known, change, lit, chosen)
+    referenced = known.before is not None or known.bank is not None
+    time = None
+    if known.after is not None and known.place is not None:
+        time = known.place[chosen]
+    fit = fit_drift(change[chosen], lit, groups, overlaps, time, known.turning and referenced)
     drift, std = _everywhere(fit, chosen, len(logs))
     fields = reference + drift
     if not known.absolute:
@@ -104,12 +110,13 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     first, last = (None if x is None else log_counts(x, lit) for x in (known.before, known.after))
     if first is not None and last is not None:
         middle, half = (first + last) / np.float32(2), (last - first) / np.float32(2)
-        ends = Group(half[None], SLOW, 1.0, 1.0, 1.0)  # as it is: the line from one to the other
+        ends = Group(half[None], STRAIGHT, 1.0, 1.0, 1.0)  # as it is: the line from one to the other
         if known.bank is not None:
             components = principal(log_counts(known.bank, lit), lit)[1]
-            return middle, [ends, Group(components, BENT, 0.5)]
+            return middle, [ends, Group(np.concatenate([half[None], components]), BENT, 0.5)]
         size = half[lit].std() if lit.any() else np.float32(0)
-        bent = Group(size * cosines(lit.shape, ORDERS), BENT, 0.3, most=1.0)
+        bends = np.concatenate([half[None], size * cosines(lit.shape, ORDERS)])
+        bent = Group(bends, BENT, 0.3, most=1.0)
         return middle, [ends, bent, Group(moved(middle, lit), BENT, 0.3, most=1.0)]
     if known.bank is not None:
         mean, components = principal(log_counts(known.bank, lit), lit)

@@ -27,7 +27,6 @@ BAND_BYTES = 128 * 2**20  # of ratios that are sorted at a time
 LIKE = 0.15  # rank correlation with the scan's own pattern; less is another detector or optic
 RANKED = 500_000  # pixels
 INNER = 1.2  # variance of an interquartile mean over that of a mean
-LEAST_TURN = 0.5  # radians
 WINDOW = 5  # pixels over which signal and noise are compared
 
 
@@ -161,8 +160,7 @@ def fixed_pattern(
 
 def moves(scan: Scan) -> bool:
     """Whether the sample stands elsewhere in every frame: a mosaic, or a turn of some size."""
-    turned = scan.theta is not None and float(np.ptp(scan.theta)) > LEAST_TURN
-    return turned or scan.corner_px is not None
+    return scan.turns or scan.corner_px is not None
 
 
 def averaged(told: Image, doubt: Image, seen: Image, noise: Image) -> Image:

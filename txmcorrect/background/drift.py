@@ -2,9 +2,9 @@
 
 In the logarithm background and sample add. The background of a frame is a reference plus modes
 with weights that change slowly in time; the sample is an outlier. What tells them apart are
-*steps*, differences between neighbouring cells of the working grid at several scales: steps of a
-sample are few and large, or differ from frame to frame, and at scales where they are many the fit
-sees their spread and believes them less. How far it believes a mode follows from how much the
+`steps` between neighbouring cells at several scales: those of a sample are few and large, or differ
+from frame to frame, and at scales where they are many the fit sees their spread and believes them
+less. How far it believes a mode follows from how much the
 frames contradict each other about it; how large a group of modes is, from the evidence.
 
 Sources: eigen flats, Van Nieuwenhove et al. 2015; derivatives over many images, Weiss 2001; Cauchy's
@@ -23,8 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect.background.evidence import (
-    CAUCHY,
-    LEAST_WIDTH,
     NEW,
     believed,
     contradiction,
@@ -36,16 +34,18 @@ from txmcorrect.background.evidence import (
 )
 from txmcorrect.background.jumps import LEAST_SIDE, Crossing, Smeared, find_jump
 from txmcorrect.background.overlaps import Overlap
+from txmcorrect.background.steps import Steps
 
 Image = NDArray[np.float32]
 Array = NDArray[Any]
 
-OCTAVES = 4  # steps between cells, and between squares of 2, 4 and 8 cells
 ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
-# How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods.
-COURSE = np.array([1.0, 1.0, 0.3, 0.15, 0.08, 0.05])
-STEADY, DRIFTING, SLOW = (0,), (0, 1, 2, 3), (0, 1, 2, 3, 4)
-MOVING, BENT = (1, 2, 3), (2, 3, 4)
+# How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods; then
+# sines of 1 to 3, which are nothing at both ends.
+COURSE = np.array([1.0, 1.0, 0.3, 0.15, 0.08, 0.05, 0.15, 0.1, 0.05])
+COSINES, SINES = (2, 3, 4, 5), (1, 2, 3)
+STEADY, STRAIGHT, DRIFTING, SLOW = (0,), (0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4)
+MOVING, BENT = (1, 2, 3), (6, 7, 8)
 ABRUPT: tuple[int, ...] = ()  # of modes that only jump
 MOST_JUMPS = 2
 
@@ -85,78 +85,16 @@ class Fit:
     jumps: tuple[int, ...]
 
 
-def steps_of(images: Image) -> Image:
-    """Differences of neighbours at all scales: `(..., h, w)` -> `(..., p)`."""
-    found = []
-    for level in _pyramid(images):
-        for axis in (-2, -1):
-            found.append(np.diff(level, axis=axis).reshape(*images.shape[:-2], -1))
-    return np.concatenate(found, -1)
-
-
-def _pyramid(images: Image) -> list[Image]:
-    levels = [images]
-    for _ in range(OCTAVES - 1):
-        levels.append(_halved(levels[-1]))
-    return levels
-
-
-def _halved(images: Image) -> Image:
-    """Means over 2 x 2 cells; the last row or column stands twice where it is alone."""
-    h, w = images.shape[-2:]
-    padded = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(0, h % 2), (0, w % 2)], mode="edge")
-    squares = padded.reshape(*images.shape[:-2], (h + 1) // 2, 2, (w + 1) // 2, 2)
-    return squares.mean((-3, -1), dtype=np.float32)
-
-
-def _lit_steps(lit: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-    """Steps between two squares that are lit throughout `(p,)`, and the octave of each `(p,)`."""
-    seen, octave = [], []
-    for k, level in enumerate(_pyramid(lit.astype(np.float32))):
-        whole = level > 0.99
-        for both in (whole[1:] & whole[:-1], whole[:, 1:] & whole[:, :-1]):
-            if k == 0:  # every other one: neighbours share their cells' noise
-                both &= np.indices(both.shape).sum(0) % 2 == 0
-            seen.append(both.ravel())
-            octave.append(np.full(both.size, k))
-    return np.concatenate(seen), np.concatenate(octave)
-
-
-def courses(count: int, at: Array | None = None, jumps: tuple[int, ...] = ()) -> Array:
-    """Parts of a weight's course `(m, len(COURSE) + j)` at places `at` `(m,)` among `count` frames;
-    None: at all frames.
+def courses(time: Array, at: Array | None = None, jumps: tuple[int, ...] = ()) -> Array:
+    """Parts of a weight's course `(m, len(COURSE) + j)` at places `at` `(m,)` among frames; None: at
+    all frames. `time` `(n,)`: of each frame, 0 to 1.
     """
-    place = np.arange(count, dtype=float) if at is None else np.asarray(at, float)
-    u = place / max(count - 1, 1)
-    waves = [np.cos(np.pi * k * u) for k in range(2, len(COURSE))]
+    index = np.arange(len(time), dtype=float)
+    place = index if at is None else np.asarray(at, float)
+    u = np.interp(place, index, time)
+    waves = [np.cos(np.pi * k * u) for k in COSINES] + [np.sin(np.pi * k * u) for k in SINES]
     steps = [np.where(place > j - 0.5, 1.0, 0.0) for j in jumps]
     return np.stack([np.ones(len(u)), 2 * u - 1, *waves, *steps], 1)
-
-
-class _Steps:
-    """Steps of frames and modes, and how far each is believed."""
-
-    def __init__(self, logs: Image, lit: NDArray[np.bool_], groups: list[Group]) -> None:
-        seen, octave = _lit_steps(lit)
-        self.data = steps_of(logs)[:, seen].astype(np.float32)
-        self.octave = octave[seen]
-        self.modes = [steps_of(g.images)[:, seen].astype(np.float32) for g in groups]
-
-    def belief(self, left: Image, apart: bool = False) -> Image:
-        """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave.
-
-        `apart` : the usual residual is that of each frame, not of all.
-        """
-        weight = np.empty_like(left)
-        for k in range(OCTAVES):
-            own = self.octave == k
-            if own.any():
-                some = np.abs(left[:, own] if apart else left[:: 1 + len(left) // 16, own])
-                some = some[:, :: 1 + some.size // (len(some) * 2000)]
-                usual = np.median(some, 1, keepdims=True) if apart else np.median(some)
-                width = np.float32(1.4826 * usual) + np.float32(LEAST_WIDTH)
-                weight[:, own] = 1 / (width**2 + (left[:, own] / CAUCHY) ** 2)
-        return weight
 
 
 def fit_drift(
@@ -164,6 +102,8 @@ def fit_drift(
     lit: NDArray[np.bool_],
     groups: list[Group],
     overlaps: Sequence[Overlap] = (),
+    time: Array | None = None,
+    turning: bool = False,
 ) -> Fit:
     """Fit the modes of `groups` to frames.
 
@@ -173,8 +113,12 @@ def fit_drift(
     groups : steady ones and others; their sizes, weights and std are filled in.
     overlaps : frames that saw the same sample at two places of the detector. There it drops out of
     the difference, so these are believed as they are.
+    time : `(n,)` of each frame, 0 to 1; None: equally far apart.
+    turning : the sample turns: it may stand in the same cells in all frames.
     """
-    fit = _Fitting(logs, lit, groups, overlaps)
+    if time is None:
+        time = np.linspace(0, 1, len(logs)) if len(logs) > 1 else np.zeros(1)
+    fit = _Fitting(logs, lit, groups, overlaps, time, turning)
     fit.rounds(ROUNDS, FREE_ROUNDS)
     for _ in range(MOST_JUMPS):
         found = fit.next_jump()
@@ -194,13 +138,17 @@ class _Fitting:
         lit: NDArray[np.bool_],
         groups: list[Group],
         overlaps: Sequence[Overlap],
+        time: Array,
+        turning: bool,
     ) -> None:
         self.shape, self.lit = logs.shape, lit
+        self.turning = logs if turning and lit.any() else None
         self.groups = groups
         self.overlaps = overlaps
         self.seen_twice = [[o.modes(g.images) for g in groups] for o in overlaps]
-        self.steps = _Steps(logs, lit, groups)
-        self.course = courses(len(logs))
+        self.steps = Steps(logs, lit, [g.images for g in groups])
+        self.time = time
+        self.course = courses(time)
         self.jumps: tuple[int, ...] = ()
         for group in groups:
             group.weights = np.zeros((len(group.images), len(group.course)))
@@ -213,7 +161,7 @@ class _Fitting:
         start = 0
         jumpers = self._jumpers()
         self.jumps = (*self.jumps, jump)
-        self.course = courses(self.shape[0], None, self.jumps)
+        self.course = courses(self.time, None, self.jumps)
         for group in self.groups:
             jumper = any(group is g for g in jumpers)
             if group.steady or not (jumper or 0 in group.course):
@@ -236,6 +184,8 @@ class _Fitting:
         moving = [g for g in self.groups if not g.steady and g.course]
         turns = [[g for g in self.groups if g.steady], moving]
         for number in range(count):
+            if self.turning is not None:
+                self.steps.find_standing(self.turning - self.change())
             belief = self.steps.belief(self.left())
             agreed = self._agreed()
             for turn in turns:
@@ -262,7 +212,7 @@ class _Fitting:
         """What the two sides of each overlap still differ by, `(p,)` each."""
         found = []
         for overlap, modes in zip(self.overlaps, self.seen_twice, strict=True):
-            course = courses(self.shape[0], overlap.at, self.jumps)
+            course = courses(self.time, overlap.at, self.jumps)
             left = overlap.data.astype(np.float64)
             for group, (one, two) in zip(self.groups, modes, strict=True):
                 first, second = course[:, list(group.course)] @ group.weights.T
@@ -288,7 +238,7 @@ class _Fitting:
         pieces = zip(self.overlaps, self._seen_apart(turn), agreed, strict=True)
         for overlap, (at, one, two, left), weight in pieces:
             one, two, left, weight = level_apart(one, two, left, weight, overlap.levelled)
-            first, second = courses(self.shape[0], at, self.jumps)[:, parts]
+            first, second = courses(self.time, at, self.jumps)[:, parts]
             sides = ((one, first), (two, -second))
             for a, course_a in sides:
                 score += np.outer((a * weight) @ left, course_a)
@@ -300,7 +250,8 @@ class _Fitting:
     def _solve(self, turn: list[Group], belief: Image, agreed: list[Array], found: bool) -> None:
         """One step of reweighted least squares on some groups; then, their sizes."""
         modes = self._modes(turn)
-        score = scores(modes, belief, self.left())
+        left, lack = self.steps.moving(self.left(), belief)
+        score = scores(modes, belief, left)
         parts = sorted({c for g in turn for c in g.course})
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
@@ -310,7 +261,7 @@ class _Fitting:
         weights = np.zeros((k, q))
         for group, own, some in zip(turn, rows, columns, strict=True):
             weights[own, some] = group.weights
-        matrix = normal_matrix(modes, belief, course)
+        matrix = normal_matrix(modes, belief, course, lack)
         right = matrix @ weights.ravel() + (score.T @ course).ravel()
         expected = (modes**2 @ belief.sum(0)).astype(np.float64)
         trust = contradiction(expected, score) if found else np.full(k, NEW)
@@ -355,7 +306,8 @@ class _Fitting:
         own = np.stack([np.linalg.solve(a + np.eye(len(a)) / NEW, b) for a, b in pairs])
         images = np.concatenate([g.images for g in turn])[:, self.lit]
         crossing = [Crossing(*pair) for pair in self._seen_apart(turn)]
-        smeared = Smeared(self.course, normal, pull)
+        followed = sorted({c for g in self.groups for c in g.course})
+        smeared = Smeared(self.course[:, followed], normal, pull)
         return find_jump(own, images, smeared, crossing, self.jumps)
 
     def _seen_apart(self, turn: list[Group]) -> Iterator[tuple[Array, Array, Array, Array]]:

@@ -31,6 +31,7 @@ class Known:
     bank : `(k, h, w)` counts of references of other moments, at log exposure 0, or None.
     absolute : exposures of frames and references are recorded.
     position : `(n, 2)` corners of a mosaic's frames (y, x) in working pixels, or None.
+    turning : the sample turns, so that parts of it may never leave their place.
     """
 
     frames: Image
@@ -43,6 +44,7 @@ class Known:
     bank: Image | None = None
     absolute: bool = False
     position: NDArray[np.float64] | None = None
+    turning: bool = False
 
 
 def known_scan(
@@ -50,11 +52,13 @@ def known_scan(
     references: tuple[Reference, ...],
     exposure: NDArray[np.float64] | None,
     corner_px: NDArray[np.float64] | None = None,
+    turning: bool = False,
 ) -> Known:
     """Find what the references of a scan are: before, after, or a bank of many moments.
 
     The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
     exposure x current, None where it was not recorded. `corner_px` `(n, 2)` see `Scan`.
+    `turning` : the sample turns.
     """
     n = len(survey.small)
     before = after = bank = place = None
@@ -86,6 +90,7 @@ def known_scan(
         bank=bank,
         absolute=absolute,
         position=None if corner_px is None else corner_px / survey.factor,
+        turning=turning,
     )
 
 

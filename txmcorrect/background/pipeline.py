@@ -160,7 +160,7 @@ def _conditions(
     """What the model sees of a frame."""
     photons = survey.photons * survey.factor**2
     if model.spec.condition == "stack":
-        known = known_scan(survey, references, exposure, scan.corner_px)
+        known = known_scan(survey, references, exposure, scan.corner_px, scan.turns)
         return stack_conditions(known, model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 

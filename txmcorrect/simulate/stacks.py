@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from txmcorrect.scan import LEAST_TURN
 from txmcorrect.simulate.beam import MODES, Beam, draw_beam, path_scale, scale_to_drift, wander
 from txmcorrect.simulate.draws import ASPECTS
 from txmcorrect.simulate.fields import Image, Shape
@@ -41,7 +42,8 @@ class DrawnScan:
     `place` `(n,)` from the first reference (0) to the last (1); `photons` per count and pixel.
     `before`, `after` `(h, w)` or None and `bank` `(k, h, w)` or None, at log exposures
     `flat_exposure` and `bank_exposure` `(k,)`. `frames_known`: exposures of frames are recorded;
-    `flats_known`: those of references as well. `targets`: frames to learn from.
+    `flats_known`: those of references as well. `turning`: the sample turns. `targets`: frames to learn
+    from.
     """
 
     frames: Image
@@ -57,6 +59,7 @@ class DrawnScan:
     bank_exposure: NDArray[np.float64]
     frames_known: bool
     flats_known: bool
+    turning: bool
     targets: NDArray[np.intp]
 
 
@@ -92,7 +95,8 @@ def _draw_scan(
     logs = {name: beam.log_background(s) for name, s in states.items()}
     if "bank" in logs and rng.random() < WRONG_BANK:
         logs["bank"] = _wrong(rng, logs["bank"], shape)
-    log_t = _samples(rng, shape, n) * np.float32(np.exp(contrast_spread * rng.standard_normal()))
+    log_t, turning = _samples(rng, shape, n)
+    log_t = log_t * np.float32(np.exp(contrast_spread * rng.standard_normal()))
     lit = beam.lit
     if rng.random() < 0.5:  # the only mirror a background may take: it is tied to the detector
         logs = {name: x[:, ::-1] for name, x in logs.items()}
@@ -133,6 +137,7 @@ def _draw_scan(
         bank_exposure=bank_exposure,
         frames_known=known,
         flats_known=known and rng.random() < 0.9,
+        turning=turning,
         targets=rng.permutation(np.arange(max(n, targets)) % n)[:targets],
     )
 
@@ -181,14 +186,17 @@ def _wrong(rng: np.random.Generator, bank: Image, shape: Shape) -> Image:
     return bank - bank[:1] + other
 
 
-def _samples(rng: np.random.Generator, shape: Shape, n: int) -> Image:
-    """Log transmission `(n, h, w)`: views of one world, some empty, or one object that turns."""
+def _samples(rng: np.random.Generator, shape: Shape, n: int) -> tuple[Image, bool]:
+    """Log transmission `(n, h, w)`: views of one world, some empty, or one object that turns; and
+    whether it does.
+    """
     kind = str(rng.choice(list(SAMPLE_SHARES), p=list(SAMPLE_SHARES.values())))
     if kind == "turning":
         spheres = Spheres(rng, shape, "train")
         step = np.exp(rng.uniform(np.log(0.005), np.log(0.5)))
         first = rng.uniform(0, 2 * np.pi)
-        return -np.stack([spheres.project(first + step * i) for i in range(n)])
+        views = [-spheres.project(first + step * i) for i in range(n)]
+        return np.stack(views), bool(step * (n - 1) > LEAST_TURN)
     side = int(2.2 * max(shape))
     long = max(shape) * float(np.exp(rng.uniform(np.log(0.7), np.log(2.0))))
     world = contrast(rng, SAMPLES[kind](rng, (side, side), long, "train"), long)
@@ -198,7 +206,7 @@ def _samples(rng: np.random.Generator, shape: Shape, n: int) -> Image:
     for y, x in corners[:1].repeat(n, 0) if still else corners:
         view = world[y : y + shape[0], x : x + shape[1]]
         views.append(view * np.float32(still or rng.random() > 0.06))
-    return np.stack(views)
+    return np.stack(views), False
 
 
 def _exposures(rng: np.random.Generator, n: int) -> NDArray[np.float64]:

@@ -187,6 +187,7 @@ def known_of(scan: DrawnScan) -> Known:
         place=scan.place,
         bank=bank,
         absolute=scan.flats_known,
+        turning=scan.turning,
     )
 
 

@@ -1,0 +1,142 @@
+"""What a fit of the drift looks at: steps between neighbouring cells, and where no sample stands.
+
+Steps are taken at several scales, between squares of 1, 2, 4 and 8 cells. A sample that turns may
+stand in the same cells in every frame: steps there say how the background changes, not what it is.
+Cells that no sample ever reaches say that, by their levels, however far apart they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, median_filter
+
+from txmcorrect.background.evidence import CAUCHY, LEAST_WIDTH
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Array = NDArray[Any]
+
+OCTAVES = 4  # steps between cells, and between squares of 2, 4 and 8 cells
+SQUARES = 2  # the octave whose squares have levels that count, where no sample stands
+STANDING = np.float32(0.99)  # of what is always the same in a step beside a standing sample
+TOP, BOTTOM = 0.97, 0.05  # quantiles over cells, between which samples darken
+LEAST_SHADE = 0.3  # of that depth: a sample at first sight
+LEAST_SHADE_STD = 4.0  # robust deviations of empty cells: a sample, too
+
+
+def steps_of(images: Image) -> Image:
+    """Differences of neighbours at all scales: `(..., h, w)` -> `(..., p)`."""
+    found = []
+    for level in _pyramid(images):
+        for axis in (-2, -1):
+            found.append(np.diff(level, axis=axis).reshape(*images.shape[:-2], -1))
+    return np.concatenate(found, -1)
+
+
+def _pyramid(images: Image) -> list[Image]:
+    levels = [images]
+    for _ in range(OCTAVES - 1):
+        levels.append(_halved(levels[-1]))
+    return levels
+
+
+def _halved(images: Image) -> Image:
+    """Means over 2 x 2 cells; the last row or column stands twice where it is alone."""
+    h, w = images.shape[-2:]
+    padded = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(0, h % 2), (0, w % 2)], mode="edge")
+    squares = padded.reshape(*images.shape[:-2], (h + 1) // 2, 2, (w + 1) // 2, 2)
+    return squares.mean((-3, -1), dtype=np.float32)
+
+
+def _whole(mask: Mask) -> list[Mask]:
+    """Squares that lie inside a mask `(h, w)`, at all scales."""
+    return [level > 0.99 for level in _pyramid(mask.astype(np.float32))]
+
+
+def _inner_steps(mask: Mask) -> tuple[Mask, NDArray[np.intp]]:
+    """Steps between two squares inside a mask `(p,)`, and the octave of each `(p,)`."""
+    seen, octave = [], []
+    for k, whole in enumerate(_whole(mask)):
+        for both in (whole[1:] & whole[:-1], whole[:, 1:] & whole[:, :-1]):
+            if k == 0:  # every other one: neighbours share their cells' noise
+                both &= np.indices(both.shape).sum(0) % 2 == 0
+            seen.append(both.ravel())
+            octave.append(np.full(both.size, k))
+    return np.concatenate(seen), np.concatenate(octave)
+
+
+def empty_cells(usual: Image, lit: Mask) -> Mask:
+    """Cells `(h, w)` that no sample reaches; `usual` `(h, w)`: median over frames of log(frame over
+    background). First what is bright, then of that what is as bright as most, less a rim.
+    """
+    smooth = median_filter(usual, 3)
+    top, bottom = np.quantile(smooth[lit], (TOP, BOTTOM))
+    empty = lit & (smooth >= top - LEAST_SHADE * (top - bottom))
+    middle = np.median(smooth[empty])
+    width = 1.4826 * np.median(np.abs(smooth[empty] - middle))
+    empty &= smooth >= middle - LEAST_SHADE_STD * width
+    return np.asarray(lit & binary_erosion(empty | ~lit, border_value=1))
+
+
+class Steps:
+    """Steps of frames and modes that a fit looks at, and how far each is believed.
+
+    Attributes
+    ----------
+    data : `(n, p)` of the frames. modes : of each group of modes, `(k, p)`. octave : `(p,)`; the last
+    is that of levels. standing : `(p,)` 1 beside a sample that stands in all frames, else 0.
+    """
+
+    def __init__(self, logs: Image, lit: Mask, groups: Sequence[Image]) -> None:
+        self.lit = lit
+        self.seen, octave = _inner_steps(lit)
+        stacks = (logs, *groups)
+        self._near = [steps_of(images)[:, self.seen].astype(np.float32) for images in stacks]
+        self._squares = [_pyramid(images)[SQUARES] for images in stacks]
+        self._octave = octave[self.seen]
+        self._look(np.zeros(int(self.seen.sum()), np.float32), np.zeros_like(_whole(lit)[SQUARES]))
+
+    def find_standing(self, left: Image) -> None:
+        """Find where the sample stands; `left` `(n, h, w)`: frames over the background so far."""
+        empty = empty_cells(np.median(left, 0), self.lit)
+        free = _inner_steps(empty)[0][self.seen]
+        self._look(1 - free.astype(np.float32), _whole(empty)[SQUARES])
+
+    def _look(self, standing: Image, empty: Mask) -> None:
+        """Look at all steps, and at levels of `empty` squares over their mean."""
+        levels = [squares[:, empty] for squares in self._squares]
+        if empty.any():
+            levels = [level - level.mean(1, keepdims=True) for level in levels]
+        looked = [np.concatenate(pair, 1) for pair in zip(self._near, levels, strict=True)]
+        self.data, self.modes = looked[0], looked[1:]
+        count = int(empty.sum())
+        self.octave = np.concatenate([self._octave, np.full(count, OCTAVES)])
+        self.standing = np.concatenate([standing, np.zeros(count, np.float32)])
+
+    def belief(self, left: Image, apart: bool = False) -> Image:
+        """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave.
+
+        `apart` : the usual residual is that of each frame, not of all.
+        """
+        weight = np.empty_like(left)
+        for k in range(OCTAVES + 1):
+            own = self.octave == k
+            if own.any():
+                some = np.abs(left[:, own] if apart else left[:: 1 + len(left) // 16, own])
+                some = some[:, :: 1 + some.size // (len(some) * 2000)]
+                usual = np.median(some, 1, keepdims=True) if apart else np.median(some)
+                width = np.float32(1.4826 * usual) + np.float32(LEAST_WIDTH)
+                weight[:, own] = 1 / (width**2 + (left[:, own] / CAUCHY) ** 2)
+        return weight
+
+    def moving(self, left: Image, belief: Image) -> tuple[Image, Image]:
+        """Residuals `(n, p)` less what is always the same in them where a sample stands, and `(p,)`
+        what the normal equations lack for it: the share that is taken off, over the whole belief.
+        """
+        share = STANDING * self.standing
+        lack = share / belief.sum(0)
+        return left - lack * (belief * left).sum(0), lack
