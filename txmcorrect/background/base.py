@@ -110,7 +110,9 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     first, last = (None if x is None else log_counts(x, lit) for x in (known.before, known.after))
     if first is not None and last is not None:
         middle, half = (first + last) / np.float32(2), (last - first) / np.float32(2)
-        ends = Group(half[None], STRAIGHT, 1.0, 1.0, 1.0)  # as it is: the line from one to the other
+        ends = Group(
+            half[None], STRAIGHT, 1.0, 1.0, 1.0
+        )  # as it is: the line from one to the other
         if known.bank is not None:
             components = principal(log_counts(known.bank, lit), lit)[1]
             return middle, [ends, Group(np.concatenate([half[None], components]), BENT, 0.5)]

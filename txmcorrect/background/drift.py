@@ -184,13 +184,19 @@ class _Fitting:
         moving = [g for g in self.groups if not g.steady and g.course]
         turns = [[g for g in self.groups if g.steady], moving]
         for number in range(count):
-            if self.turning is not None:
-                self.steps.find_standing(self.turning - self.change())
+            self._find_standing(number >= free)
             belief = self.steps.belief(self.left())
             agreed = self._agreed()
             for turn in turns:
                 if turn:
                     self._solve(turn, belief, agreed, number >= free)
+
+    def _find_standing(self, late: bool) -> None:
+        """Where the sample stands, of one that turns; once the fit is good, only if it is certain."""
+        if self.turning is not None and not self.steps.find_standing(self.turning - self.change()):
+            if late:
+                self.turning = None
+                self.steps.find_none()
 
     def left(self) -> Image:
         """Residual steps `(n, p)`."""

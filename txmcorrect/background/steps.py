@@ -26,6 +26,7 @@ STANDING = np.float32(0.99)  # of what is always the same in a step beside a sta
 TOP, BOTTOM = 0.97, 0.05  # quantiles over cells, between which samples darken
 LEAST_SHADE = 0.3  # of that depth: a sample at first sight
 LEAST_SHADE_STD = 4.0  # robust deviations of empty cells: a sample, too
+MOST_WIDTH = 0.04  # of the depth: cells without a sample differ by no more, once the fit is good
 
 
 def steps_of(images: Image) -> Image:
@@ -69,9 +70,13 @@ def _inner_steps(mask: Mask) -> tuple[Mask, NDArray[np.intp]]:
     return np.concatenate(seen), np.concatenate(octave)
 
 
-def empty_cells(usual: Image, lit: Mask) -> Mask:
-    """Cells `(h, w)` that no sample reaches; `usual` `(h, w)`: median over frames of log(frame over
-    background). First what is bright, then of that what is as bright as most, less a rim.
+def empty_cells(usual: Image, lit: Mask) -> tuple[Mask, bool]:
+    """Cells `(h, w)` that no sample reaches, and whether they are told from others beyond doubt.
+
+    First what is bright, then of that what is as bright as most, less a rim. `usual` `(h, w)`: median
+    over frames of log(frame over background). In 96 fits to simulated tomograms the width of what was
+    called empty was below 0.03 of the depth where there was a margin, and above 0.045 where a sample
+    covered all.
     """
     smooth = median_filter(usual, 3)
     top, bottom = np.quantile(smooth[lit], (TOP, BOTTOM))
@@ -79,7 +84,8 @@ def empty_cells(usual: Image, lit: Mask) -> Mask:
     middle = np.median(smooth[empty])
     width = 1.4826 * np.median(np.abs(smooth[empty] - middle))
     empty &= smooth >= middle - LEAST_SHADE_STD * width
-    return np.asarray(lit & binary_erosion(empty | ~lit, border_value=1))
+    inner = np.asarray(lit & binary_erosion(empty | ~lit, border_value=1))
+    return inner, bool(width < MOST_WIDTH * (top - bottom) and inner.any())
 
 
 class Steps:
@@ -98,13 +104,22 @@ class Steps:
         self._near = [steps_of(images)[:, self.seen].astype(np.float32) for images in stacks]
         self._squares = [_pyramid(images)[SQUARES] for images in stacks]
         self._octave = octave[self.seen]
-        self._look(np.zeros(int(self.seen.sum()), np.float32), np.zeros_like(_whole(lit)[SQUARES]))
+        self.find_none()
 
-    def find_standing(self, left: Image) -> None:
-        """Find where the sample stands; `left` `(n, h, w)`: frames over the background so far."""
-        empty = empty_cells(np.median(left, 0), self.lit)
+    def find_none(self) -> None:
+        """Take it that the sample stands nowhere, as it may be everywhere."""
+        self._look(
+            np.zeros(int(self.seen.sum()), np.float32), np.zeros_like(_whole(self.lit)[SQUARES])
+        )
+
+    def find_standing(self, left: Image) -> bool:
+        """Find where the sample stands, and say whether it is beyond doubt; `left` `(n, h, w)`: frames
+        over the background so far.
+        """
+        empty, sure = empty_cells(np.median(left, 0), self.lit)
         free = _inner_steps(empty)[0][self.seen]
         self._look(1 - free.astype(np.float32), _whole(empty)[SQUARES])
+        return sure
 
     def _look(self, standing: Image, empty: Mask) -> None:
         """Look at all steps, and at levels of `empty` squares over their mean."""
