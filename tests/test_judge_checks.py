@@ -154,6 +154,20 @@ def test_implants_come_in_all_sizes_that_fit():
     assert max(o.size_px for o in large) == 256
 
 
+def test_implants_in_a_mosaic_lie_in_the_world():
+    """Where two frames overlap both hold the same objects, at the same place of the sample."""
+    position = np.array([[0.0, 0.0], [0.0, 48.0], [30.0, 0.0], [500.0, 500.0]])
+    objects = implants.draw_implants((4, 64, 64), 3, position)
+    alone = implants.draw_implants((4, 64, 64), 3)
+    assert [o for o in alone if o.frame == 3] == [o for o in objects if o.frame == 3] == []
+    change = implants.log_change((4, 64, 64), objects)
+    assert (change[0][:, 48:] != 0).any()
+    assert np.abs(change[0][:, 48:] - change[1][:, :16]).max() < 1e-6
+    assert np.abs(change[0][30:] - change[2][:34]).max() < 1e-6
+    own = implants.log_change((4, 64, 64), alone)
+    assert (np.abs(own[1]) < 1e-9).all() and (change[1] != 0).any()
+
+
 def test_implants_multiply_counts_above_dark(scene):
     problem = scene.problem
     objects = implants.draw_implants(problem.shape, 2)

@@ -8,7 +8,8 @@ import pytest
 
 from txmcorrect.baselines import BAD, PEERS
 from txmcorrect.judge import bench, fingerprint
-from txmcorrect.judge.scenes import Setting
+from txmcorrect.judge.scenes import Setting, simulated_scene
+from txmcorrect.judge.trial import Finding
 from txmcorrect.judge.verdict import CHECKS
 from txmcorrect.memo import remembered
 
@@ -87,10 +88,30 @@ def test_a_cell_of_other_checks_or_of_another_module_is_run_again(cells):
     _, (cell, *_) = cells
     module = bench.module_of(PEERS[cell.method])
     checks = tuple(CHECKS)
-    assert bench.is_current(cell, module, checks)
-    assert not bench.is_current(cell, "txmcorrect.scoring.model", checks)
-    assert not bench.is_current(cell, module, (*checks, "a new one"))
-    assert not bench.is_current(replace(cell, code={}), module, checks)
+    assert bench.stale_checks(cell, module, checks) == ()
+    assert bench.stale_checks(cell, "txmcorrect.scoring.model", checks) == checks
+    assert bench.stale_checks(cell, module, (*checks, "a new one")) == ("a new one",)
+    assert bench.stale_checks(replace(cell, code={}), module, checks) == checks
+
+
+def test_where_one_check_changed_only_that_one_is_run_again(cells, monkeypatch):
+    _, (cell, *_) = cells
+    module, checks = bench.module_of(PEERS[cell.method]), tuple(CHECKS)
+    change(monkeypatch, "txmcorrect.judge.preservation", lambda text: text + "\nADDED = 1\n")
+    assert bench.stale_checks(cell, module, checks) == ("preservation",)
+    asked = []
+    monkeypatch.setattr(
+        bench,
+        "judge",
+        lambda method, scene, names: asked.append(names) or {names[0]: Finding(False)},
+    )
+    scene = simulated_scene(Setting(shape=(32, 32)), 0)
+    again = bench.run_cell(PEERS[cell.method], cell.method, scene, checks, cell)
+    assert asked == [("preservation",)]
+    assert again.findings["preservation"] == Finding(False)
+    others = [name for name in checks if name != "preservation"]
+    assert all(again.findings[name] == cell.findings[name] for name in others)
+    assert bench.stale_checks(again, module, checks) == ()
 
 
 def test_the_pipeline_is_known_by_everything_under_it():

@@ -57,8 +57,6 @@ KNOWING: dict[str, Callable[..., Method]] = {
 
 Progress = Callable[[str, int, int], None]
 Scenes = list[tuple[str, int, Callable[[], Scene]]]  # name, seed, how to make it
-JUDGES = ("txmcorrect.judge.checks", "txmcorrect.judge.tomogram")  # the latter for slices only
-
 SLOW = ("basic", "source0")  # methods that take ten times as long as all others
 
 
@@ -215,7 +213,7 @@ def run_task(
     """Fill in the cells of one scene that are missing; the scene is made only if one is.
 
     A cell that exists is not run again, unless the code behind it changed, or the package that it
-    lacked has come.
+    lacked has come; where only checks changed, only these run.
     """
     known = known_cells(folder, task, candidates, checks)
     missing = [m for m in task.methods if m not in known]
@@ -223,8 +221,9 @@ def run_task(
         scene = task.make()
         methods = methods_for(scene, candidates)
         for m in missing:
-            known[m] = run_cell(methods[m], m, scene, checks)
-            write_cell(cell_path(folder, task.setting, task.seed, m), known[m])
+            path = cell_path(folder, task.setting, task.seed, m)
+            known[m] = run_cell(methods[m], m, scene, checks, read_cell(path))
+            write_cell(path, known[m])
     return [known[m] for m in task.methods]
 
 
@@ -240,17 +239,22 @@ def known_cells(
     for m in task.methods:
         cell = read_cell(cell_path(folder, task.setting, task.seed, m))
         module = module_of(everything[m])
-        if cell and is_current(cell, module, checks) and not (cell.unavailable and is_available(m)):
-            found[m] = cell
+        if cell and not stale_checks(cell, module, checks):
+            if not (cell.unavailable and is_available(m)):
+                found[m] = cell
     return found
 
 
-def is_current(cell: Cell, module: str, checks: tuple[str, ...]) -> bool:
-    """Whether a cell of a method that stands in `module` holds what the present code would find."""
-    complete = not cell.findings or set(checks) <= cell.findings.keys()
-    made_by = {*cell.code} - {*JUDGES}
-    current = all(fingerprint(name) == digest for name, digest in cell.code.items())
-    return complete and made_by == {module} and current
+def stale_checks(cell: Cell, module: str, checks: tuple[str, ...]) -> tuple[str, ...]:
+    """Which of `checks` the present code would judge anew, for a method that stands in `module`."""
+    judges = {module_of(check) for check in CHECKS.values()}
+    made_by = {*cell.code} - judges
+    if made_by != {module} or cell.code[module] != fingerprint(module):
+        return checks
+    changed = {name for name, digest in cell.code.items() if digest != fingerprint(name)}
+    if not cell.findings:
+        return checks if changed else ()
+    return tuple(c for c in checks if c not in cell.findings or module_of(CHECKS[c]) in changed)
 
 
 def module_of(method: Callable[..., Any]) -> str:
@@ -265,23 +269,39 @@ def is_slow(method: str) -> bool:
 
 
 def run_cell(
-    method: Method, name: str, scene: Scene, checks: tuple[str, ...] = tuple(CHECKS)
+    method: Method,
+    name: str,
+    scene: Scene,
+    checks: tuple[str, ...] = tuple(CHECKS),
+    before: Cell | None = None,
 ) -> Cell:
-    """Judge one method on one scene; a method that cannot run there says why."""
+    """Judge one method on one scene; a method that cannot run there says why.
+
+    What of the cell `before` still holds is kept.
+    """
     start = time.perf_counter()
     module = module_of(method)
-    code = {m: fingerprint(m) for m in (JUDGES[0], module)}
-    cell: dict[str, Any] = {"setting": scene.name, "seed": scene.seed, "method": name, "code": code}
+    wanted = checks if before is None else stale_checks(before, module, checks) or checks
+    kept = before if before is not None and before.findings and wanted != checks else None
+    code = {module: fingerprint(module)}
+    everything = code | {m: fingerprint(m) for m in {module_of(CHECKS[c]) for c in wanted}}
+    cell: dict[str, Any] = {"setting": scene.name, "seed": scene.seed, "method": name}
     try:
-        findings = judge(method, scene, checks)
+        findings = judge(method, scene, wanted)
     except NotApplicableError as reason:
         missing = isinstance(reason, MissingPackageError)
-        return Cell(**cell, skipped=str(reason), unavailable=missing)
+        return Cell(**cell, skipped=str(reason), unavailable=missing, code=code)
     except TxmError as error:
-        return Cell(**cell, error=str(error))
-    if "slices" in findings and findings["slices"].figures:
-        code[JUDGES[1]] = fingerprint(JUDGES[1])
-    return Cell(**cell, findings=findings, seconds=round(time.perf_counter() - start, 3))
+        return Cell(**cell, error=str(error), code=everything)
+    # A check that does not apply here may change without this cell being run again.
+    used = {module_of(CHECKS[c]) for c, finding in findings.items() if finding.figures}
+    code |= {m: everything[m] for m in used}
+    seconds = time.perf_counter() - start
+    if kept is not None:
+        code |= {m: digest for m, digest in kept.code.items() if m not in everything}
+        findings = {**kept.findings, **findings}
+        seconds += kept.seconds
+    return Cell(**cell, findings=findings, seconds=round(seconds, 3), code=code)
 
 
 def cell_path(folder: Path, setting: str, seed: int, method: str) -> Path:

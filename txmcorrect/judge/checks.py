@@ -19,15 +19,11 @@ from txmcorrect.baselines.contract import (
     correct,
 )
 from txmcorrect.baselines.references import no_correction
-from txmcorrect.judge import implants as implant
 from txmcorrect.judge.failures import LEAST_FRAMES, failure_places, plant_failures
 from txmcorrect.judge.scenes import KEPT_EVERY, Scene, with_wrong_bank
 from txmcorrect.judge.trial import Finding, Trial, background_only, log_error
 from txmcorrect.memo import remembered
 
-SLOPE_SMALL = 0.02  # preservation: slopes within 1 +- this up to 64 pixels
-SLOPE_LARGE = 0.05  # and within 1 +- this above
-ELSEWHERE = 0.003  # log-change where nothing was implanted
 GAIN = 0.005  # absolute gain error of a method that vouches for its scale
 NULL_EXCESS = 0.003  # rms of what is not shot noise in an octave of a corrected flat
 NULL_RATIO = (0.8, 1.25)  # power over shot noise: below, noise was smoothed away; above, added
@@ -37,13 +33,6 @@ COVERAGE = (0.85, 0.95)  # share of truth in mean +- 1.645 sd, 0.90 wanted
 FLAGGED = 0.9  # recall and precision of flags on planted failures
 SAMPLES = 16  # draws that a spread is judged by
 PIXELS = 2048  # of a frame, for coverage and CRPS
-
-
-def _unscaled(change: Array, estimate: Estimate, lit: NDArray[np.bool_]) -> Array:
-    """Take out the one constant that a relative scale leaves open for the whole scan."""
-    if estimate.scale == "absolute":
-        return change
-    return np.asarray(change - np.median(change[:, lit]))
 
 
 def photon_noise(scene: Scene) -> NDArray[np.float64]:
@@ -85,39 +74,6 @@ def check_gain(trial: Trial) -> Finding:
     gain = float(log_error(trial.estimate, trial.scene)[:, trial.lit].mean())
     passed = abs(gain) < GAIN if trial.estimate.scale == "absolute" else None
     return Finding(passed, {"absolute_gain": gain})
-
-
-def check_preservation(trial: Trial) -> Finding:
-    """Multiply known objects into the raw frames; find them again after correction."""
-    return preservation_finding(trial.method, trial.scene.problem, trial.estimate, trial.scene.seed)
-
-
-def preservation_finding(
-    method: Method, problem: Problem, estimate: Estimate, seed: int
-) -> Finding:
-    """The same for frames without truth: only the change that implants cause is looked at."""
-    objects, implanted = _implanted(problem, seed)
-    after = background_only(method)(implanted)
-    change = _unscaled(after.log_background - estimate.log_background, estimate, problem.lit)
-    slopes = implant.slopes(implant.recovered(objects, change, problem.lit))
-    outside = implant.elsewhere_rms(objects, change, problem.lit)
-    figures = {f"slope_{size}": value for size, value in slopes.items()} | {"elsewhere": outside}
-    return Finding(slopes_pass(slopes) and outside < ELSEWHERE, figures)
-
-
-@remembered()
-def _implanted(problem: Problem, seed: int) -> tuple[list[implant.Implant], Problem]:
-    """Objects and the frames that hold them: made once for all methods."""
-    objects = implant.draw_implants(problem.shape, seed)
-    return objects, implant.implant_into(problem, objects)
-
-
-def slopes_pass(slopes: dict[int, float]) -> bool:
-    """0.98-1.02 up to 64 pixels, 0.95-1.05 above."""
-    return all(
-        abs(value - 1) <= (SLOPE_SMALL if size <= 64 else SLOPE_LARGE)
-        for size, value in slopes.items()
-    )
 
 
 def check_null(trial: Trial) -> Finding:

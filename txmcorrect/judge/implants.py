@@ -26,12 +26,41 @@ class Implant:
     mask: NDArray[np.bool_]
 
 
-def draw_implants(shape: tuple[int, int, int], seed: int = 0) -> list[Implant]:
+@dataclass(frozen=True)
+class _Form:
+    """A shape, its size and orientation, and where it lies in the frame it was drawn for."""
+
+    shape: str
+    size: int
+    centre: tuple[float, float]
+    angle: float
+
+    def mask(
+        self, shape: tuple[int, int], moved: tuple[float, float] = (0, 0)
+    ) -> NDArray[np.bool_]:
+        """Pixels of a frame `(h, w)` whose corner lies `moved` (y, x) pixels off the first frame's."""
+        y, x = np.ogrid[: shape[0], : shape[1]]
+        y, x = y - self.centre[0] + moved[0], x - self.centre[1] + moved[1]
+        along = y * np.sin(self.angle) + x * np.cos(self.angle)
+        across = y * np.cos(self.angle) - x * np.sin(self.angle)
+        if self.shape == "disk":
+            return np.asarray(along**2 + across**2 <= (self.size / 2) ** 2)
+        inside = np.abs(across) <= self.size / 2
+        if self.shape == "fibre":
+            return np.asarray(inside & (np.abs(along) <= 4 * self.size))
+        return np.asarray(inside)
+
+
+def draw_implants(
+    shape: tuple[int, int, int], seed: int = 0, position_px: NDArray[np.float64] | None = None
+) -> list[Implant]:
     """Disks, fibres and slabs of every size that fits half of the frame, in every second frame.
 
     `shape` is `(n, h, w)`. Frames take turns through sizes, transmissions and shapes, so that a
     scan of 16 frames sees each size at least once. `size_px` is the diameter of a disk, the
     width of a fibre (which is as long as eight widths) or of a slab (which crosses the frame).
+    `position_px` `(n, 2)`: corners (y, x) of a mosaic's frames. Objects lie in the world: every frame
+    that overlaps with theirs sees them, too.
     """
     n, h, w = shape
     rng = np.random.default_rng(seed)
@@ -42,28 +71,38 @@ def draw_implants(shape: tuple[int, int, int], seed: int = 0) -> list[Implant]:
         size = sizes[(frame // 2) % len(sizes)]
         taken = np.zeros((h, w), np.bool_)
         for _ in range(int(np.clip(COVER * h * w / (size * size), 1, 6))):
-            mask = _object(rng, (h, w), size, SHAPES[turn % len(SHAPES)]) & ~taken
-            taken |= mask
+            form = _draw_form(rng, (h, w), size, SHAPES[turn % len(SHAPES)])
+            mask = form.mask((h, w))
+            if position_px is None:  # in a mosaic they may lie over each other, and add up
+                mask &= ~taken
+                taken |= mask
             if mask.any():
                 level = TRANSMISSIONS[int(rng.integers(len(TRANSMISSIONS)))]
                 implants.append(Implant(frame, size, level, mask))
+                implants += _seen_by_others(form, implants[-1], position_px)
             turn += 1
     return implants
 
 
-def _object(
-    rng: np.random.Generator, shape: tuple[int, int], size: int, form: str
-) -> NDArray[np.bool_]:
-    y, x = np.ogrid[: shape[0], : shape[1]]
+def _seen_by_others(
+    form: _Form, implant: Implant, position_px: NDArray[np.float64] | None
+) -> list[Implant]:
+    """The same object in the frames that overlap with its own."""
+    found: list[Implant] = []
+    if position_px is None:
+        return found
+    h, w = implant.mask.shape
+    for other, (y, x) in enumerate(position_px - position_px[implant.frame]):
+        if other != implant.frame and abs(y) < h and abs(x) < w:
+            mask = form.mask((h, w), (float(y), float(x)))
+            if mask.any():
+                found.append(replace(implant, frame=other, mask=mask))
+    return found
+
+
+def _draw_form(rng: np.random.Generator, shape: tuple[int, int], size: int, form: str) -> _Form:
     cy, cx = rng.uniform(0.1, 0.9, 2) * shape
-    angle = rng.uniform(0, np.pi)
-    along = (y - cy) * np.sin(angle) + (x - cx) * np.cos(angle)
-    across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-    if form == "disk":
-        return np.asarray(along**2 + across**2 <= (size / 2) ** 2)
-    if form == "fibre":
-        return np.asarray((np.abs(across) <= size / 2) & (np.abs(along) <= 4 * size))
-    return np.asarray(np.abs(across) <= size / 2)
+    return _Form(form, size, (float(cy), float(cx)), float(rng.uniform(0, np.pi)))
 
 
 def log_change(shape: tuple[int, int, int], implants: list[Implant]) -> Image:
@@ -87,14 +126,16 @@ def recovered(
     """True and recovered mean log-change of each implant, by size.
 
     `background_change` `(n, h, w)` is the log-background found with the implants less the one
-    found without. The corrected frame changes by what was multiplied in, less that.
+    found without. The corrected frame changes by what was multiplied in, less that. Where objects of
+    a mosaic lie over each other, all that was multiplied in counts.
     """
+    added = log_change(background_change.shape, implants)
     pairs: dict[int, list[tuple[float, float]]] = {}
     for implant in implants:
         mask = implant.mask & lit
         if not mask.any():
             continue
-        true = float(np.log(implant.transmission))
+        true = float(added[implant.frame][mask].mean(dtype=np.float64))
         lost = float(background_change[implant.frame][mask].mean())
         pairs.setdefault(implant.size_px, []).append((true, true - lost))
     out = {}

@@ -21,7 +21,8 @@ from txmcorrect.baselines.contract import (
     correct,
     log_light,
 )
-from txmcorrect.judge.checks import null_finding, preservation_finding
+from txmcorrect.judge.checks import null_finding
+from txmcorrect.judge.preservation import preservation_finding
 from txmcorrect.judge.scenes import FIRST_SEED, Kind, Scene, Truth
 from txmcorrect.judge.trial import Finding
 from txmcorrect.simulate import SimulatedScan, simulate_scan

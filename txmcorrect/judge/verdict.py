@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from txmcorrect.baselines.contract import Method
 from txmcorrect.judge import checks
+from txmcorrect.judge.preservation import check_preservation
 from txmcorrect.judge.scenes import Scene
 from txmcorrect.judge.tomogram import check_slices
 from txmcorrect.judge.trial import Finding, Trial, start_trial
@@ -13,7 +14,7 @@ from txmcorrect.judge.trial import Finding, Trial, start_trial
 CHECKS: dict[str, Callable[[Trial], Finding]] = {
     "quality": checks.check_quality,
     "gain": checks.check_gain,
-    "preservation": checks.check_preservation,
+    "preservation": check_preservation,
     "null": checks.check_null,
     "neighbours": checks.check_neighbours,
     "flags": checks.check_flags,
