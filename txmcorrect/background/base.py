@@ -47,11 +47,13 @@ ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the 
 @dataclass(frozen=True)
 class Base:
     """Log background `(n, h, w)` of every frame, natural log counts on the working grid; `std`
-    `(n, h, w)` of its shape; `lit` `(h, w)`; `jumps`: first frames after a jump.
+    `(n, h, w)` of its shape, and `sudden` the part of it that jumps bring along; `lit` `(h, w)`; `jumps`:
+    first frames after a jump.
     """
 
     fields: Image
     std: Image
+    sudden: Image
     lit: NDArray[np.bool_]
     jumps: tuple[int, ...]
 
@@ -75,12 +77,12 @@ def find_base(known: Known) -> Base:
     if known.after is not None and known.place is not None:
         time = known.place[chosen]
     fit = fit_drift(change[chosen], lit, groups, overlaps, time, known.turning and referenced)
-    drift, std = _everywhere(fit, chosen, len(logs))
+    drift, std, sudden = _everywhere(fit, chosen, len(logs))
     fields = reference + drift
     if not known.absolute:
         fields = fields + _levels(logs - fields, lit, exposure is not None)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
-    return Base((fields + gain[:, None, None]).astype(np.float32), std, lit, jumps)
+    return Base((fields + gain[:, None, None]).astype(np.float32), std, sudden, lit, jumps)
 
 
 def _overlaps(
@@ -149,14 +151,15 @@ def _levels(left: Image, lit: NDArray[np.bool_], exposed: bool) -> Image:
     return level[:, None, None]
 
 
-def _everywhere(fit: Fit, chosen: NDArray[np.intp], count: int) -> tuple[Image, Image]:
-    """Change and std at all frames, linear between those fitted, never across a jump."""
+def _everywhere(fit: Fit, chosen: NDArray[np.intp], count: int) -> tuple[Image, Image, Image]:
+    """Change, std and its sudden part at all frames, linear between those fitted, never across a jump."""
     jumps = chosen[list(fit.jumps)]
-    frames = range(count)
-    return (
-        np.stack([interpolate(fit.change, chosen, jumps, i) for i in frames]).astype(np.float32),
-        np.stack([interpolate(fit.std, chosen, jumps, i) for i in frames]).astype(np.float32),
-    )
+
+    def at_all(values: Image) -> Image:
+        found = [interpolate(values, chosen, jumps, i) for i in range(count)]
+        return np.stack(found).astype(np.float32)
+
+    return at_all(fit.change), at_all(fit.std), at_all(fit.sudden)
 
 
 def principal(bank: Image, lit: NDArray[np.bool_]) -> tuple[Image, Image]:

@@ -77,11 +77,13 @@ class Group:
 @dataclass(frozen=True)
 class Fit:
     """`change` `(n, h, w)`: background over the reference, natural log, of every frame; `std`
-    `(n, h, w)` of its shape, as far as the fit can tell; `jumps`: first frames after a jump.
+    `(n, h, w)` of its shape, as far as the fit can tell, and `sudden`, the part of it that jumps bring
+    along; `jumps`: first frames after a jump.
     """
 
     change: Image
     std: Image
+    sudden: Image
     jumps: tuple[int, ...]
 
 
@@ -126,7 +128,7 @@ def fit_drift(
             break
         fit.add_jump(*found)
         fit.rounds(ROUNDS // 2, 1)
-    return Fit(fit.change(), fit.std(), tuple(sorted(fit.jumps)))
+    return Fit(fit.change(), fit.std(), fit.std(len(COURSE)), tuple(sorted(fit.jumps)))
 
 
 class _Fitting:
@@ -332,11 +334,15 @@ class _Fitting:
             total += np.tensordot(self._course_of(group), group.images, 1).astype(np.float32)
         return total
 
-    def std(self) -> Image:
-        """Modes and parts of their course taken for independent."""
+    def std(self, first: int = 0) -> Image:
+        """Of the parts of courses from `first` on; modes and parts taken for independent."""
         variance = np.zeros(self.shape, np.float32)
         for group in self.groups:
-            weights = self.course[:, list(group.course)] ** 2 @ (group.std**2).T
+            own = [k for k, part in enumerate(group.course) if part >= first]
+            if not own:
+                continue
+            course = self.course[:, [group.course[k] for k in own]]
+            weights = course**2 @ (group.std[:, own] ** 2).T
             images = group.images - group.images[:, self.lit].mean(1)[:, None, None]
             variance += np.tensordot(weights, images**2, 1).astype(np.float32)
         return np.sqrt(variance)

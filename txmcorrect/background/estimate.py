@@ -118,7 +118,11 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         cond, basis = stack_condition(make_stack(known, base, targets))
         return cond, basis.log_counts
 
-    return Conditions((look,), Found(base.fields, doubt * base.std), spread)
+    # What a jump leaves open is known as it is: drifts are what fits know too little of.
+    usual = np.maximum(base.std**2 - base.sudden**2, 0)
+    return Conditions(
+        (look,), Found(base.fields, np.sqrt(doubt**2 * usual + base.sudden**2)), spread
+    )
 
 
 def generate(
