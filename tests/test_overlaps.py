@@ -6,9 +6,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background.base import cosines
+from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
 from txmcorrect.background.estimate import FOREIGN, Found, weighed, width
-from txmcorrect.background.overlaps import LEAST_CELLS, MOST_CELLS, find_overlaps
+from txmcorrect.background.overlaps import LEAST_BLOCKS, MOST_BLOCKS, find_overlaps, read_overlaps
+from txmcorrect.background.quality import Flag
+from txmcorrect.background.survey import Survey
+from txmcorrect.scan import ArrayFrames
 
 SHAPE = (32, 40)
 LIT = np.ones(SHAPE, bool)
@@ -32,9 +36,27 @@ def mosaic(rng, drift=True, noise=0.002):
     return logs, change, modes, corner.astype(float)
 
 
+def survey_of(frames, factor, usable=None):
+    """A survey of `frames` counts, with nothing broken and no dark."""
+    n, h, w = frames.shape
+    none = np.zeros((h, w), np.float32)
+    flag = np.zeros(n, np.uint32)
+    if usable is not None:
+        flag[~usable] = Flag.NO_LIGHT
+    small = bin_mean(torch.from_numpy(frames), factor).numpy()
+    return Survey(none, True, small, factor, flag, 1.0, none > 0)
+
+
+def shared_of(logs, corner, factor=1, usable=None):
+    """Overlaps of frames with these logarithms, `(n, h, w)`."""
+    frames = (1000 * np.exp(logs)).astype(np.float32)
+    detail = np.zeros(frames.shape[1:], np.float32)
+    return read_overlaps(ArrayFrames(frames), survey_of(frames, factor, usable), detail, corner)
+
+
 def overlaps_of(logs, corner, **options):
-    every = np.ones(len(logs), bool)
-    return find_overlaps(logs, LIT, corner, every, np.arange(len(logs)), **options)
+    zero, at = np.zeros(SHAPE, np.float32), np.arange(len(logs))
+    return find_overlaps(shared_of(logs, corner), zero, 0.0 * at, LIT, at, **options)
 
 
 def shape_rms(error):
@@ -42,14 +64,31 @@ def shape_rms(error):
 
 
 def test_both_frames_are_read_at_the_same_place_of_the_sample():
-    """A ramp over the sample is read without error, between cells as well."""
+    """A ramp over the sample is read nearly without error, between pixels as well."""
     corner = np.array([[0.0, 0.0], [3.25, 30.5]])
     y, x = np.indices(SHAPE)
     logs = np.stack([0.1 * (y + top) - 0.03 * (x + left) for top, left in corner])
     (found,) = overlaps_of(logs.astype(np.float32), corner)
-    assert np.abs(found.data).max() < 1e-5
+    assert np.abs(found.data).max() < 2e-3  # counts are interpolated, not their logarithms
     one, two = found.modes(np.stack([y, x]).astype(np.float32))
-    assert np.allclose(one - two, corner[1][:, None], atol=1e-5)
+    inner = (two > 0.5).all(0) & (one < np.array(SHAPE)[:, None] - 1.5).all(0)
+    assert np.allclose((one - two)[:, inner], corner[1][:, None], atol=1e-5)
+
+
+def test_overlaps_thinner_than_a_cell_are_read_from_the_frames():
+    """Frames 6 pixels over each other, cells of 8: the background at both edges is seen."""
+    rng = np.random.default_rng(3)
+    shape, factor = (256, 128), 8
+    corner = np.array([[0.0, 0.0], [2.0, 122.0]])
+    world = smooth(rng, (260, 256), 2.0, 0.3)
+    y, x = np.indices(shape) / factor - 0.5 + 0.5 / factor
+    background = 0.02 * y + 0.05 * x
+    tiles = [world[t : t + shape[0], u : u + shape[1]] for t, u in corner.astype(int)]
+    (pair,) = shared_of(np.stack(tiles) + background, corner, factor)
+    assert pair.frames == (0, 1)
+    assert len(pair.data) >= LEAST_BLOCKS
+    assert np.allclose(pair.data, (pair.one - pair.two) @ [0.02, 0.05], atol=1e-3)
+    assert np.allclose(pair.one - pair.two, corner[1] / factor)
 
 
 def test_frames_that_share_too_little_are_no_pair():
@@ -57,15 +96,21 @@ def test_frames_that_share_too_little_are_no_pair():
     assert overlaps_of(logs, np.array([[0.0, 0.0], [0.0, 40.0]])) == []
     assert overlaps_of(logs, np.array([[0.0, 0.0], [31.0, 20.0]])) == []
     (near,) = overlaps_of(logs, np.array([[0.0, 0.0], [1.0, 0.0]]))
-    assert LEAST_CELLS <= len(near.data) <= MOST_CELLS
+    assert LEAST_BLOCKS <= len(near.data) <= MOST_BLOCKS
 
 
 def test_frames_without_light_are_left_out():
     logs = np.zeros((3, *SHAPE), np.float32)
-    corner = np.zeros((3, 2))
-    usable = np.array([True, False, True])
-    (only,) = find_overlaps(logs, LIT, corner, usable, np.arange(3.0))
-    assert only.at.tolist() == [0, 2]
+    (only,) = shared_of(logs, np.zeros((3, 2)), usable=np.array([True, False, True]))
+    assert only.frames == (0, 2)
+
+
+def test_dead_pixels_and_what_is_no_number_do_not_count():
+    logs = np.zeros((2, *SHAPE), np.float32)
+    logs[0, 3:20, 4:9] = np.nan
+    (pair,) = shared_of(logs, np.array([[0.0, 0.0], [0.0, 1.0]]))
+    assert len(pair.data) > LEAST_BLOCKS
+    assert np.abs(pair.data).max() < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -28,7 +28,7 @@ from txmcorrect.background.drift import (
 )
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known
-from txmcorrect.background.overlaps import Overlap, find_overlaps
+from txmcorrect.background.overlaps import find_overlaps
 from txmcorrect.background.scale import LEAST
 
 Image = NDArray[np.float32]
@@ -71,7 +71,8 @@ def find_base(known: Known) -> Base:
     reference, groups = _reference(known, logs[chosen], lit)
     groups.append(Group(np.float32(BROAD) * cosines(lit.shape, FEW_ORDERS), ABRUPT, most=20.0))
     change = logs - reference
-    overlaps = _overlaps(known, change, lit, chosen)
+    at = np.interp(np.arange(len(logs)), chosen, np.arange(len(chosen)))
+    overlaps = find_overlaps(known.overlaps, reference, gain, lit, at, exposure is not None)
     referenced = known.before is not None or known.bank is not None
     time = None
     if known.after is not None and known.place is not None:
@@ -83,17 +84,6 @@ def find_base(known: Known) -> Base:
         fields = fields + _levels(logs - fields, lit, exposure is not None)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
     return Base((fields + gain[:, None, None]).astype(np.float32), std, sudden, lit, jumps)
-
-
-def _overlaps(
-    known: Known, change: Image, lit: NDArray[np.bool_], chosen: NDArray[np.intp]
-) -> list[Overlap]:
-    """Of frames whose positions are known."""
-    if known.position is None:
-        return []
-    at = np.interp(np.arange(len(change)), chosen, np.arange(len(chosen)))
-    exposed = known.log_exposure is not None
-    return find_overlaps(change, lit, known.position, known.usable, at, exposed)
 
 
 def _lit(known: Known) -> NDArray[np.bool_]:

@@ -31,6 +31,7 @@ from txmcorrect.background.evidence import (
     normals,
     scores,
     usual_size,
+    widened,
 )
 from txmcorrect.background.jumps import LEAST_SIDE, Crossing, Smeared, find_jump
 from txmcorrect.background.overlaps import Overlap
@@ -275,8 +276,7 @@ class _Fitting:
         trust = contradiction(expected, score) if found else np.full(k, NEW)
         size = np.concatenate([self._expected(g, parts) for g in turn])
         # What steps say of a mode counts as much as it is believed; overlaps and prior count in full.
-        belief_in = np.repeat(trust, q)
-        matrix, right = belief_in[:, None] * matrix, belief_in * right
+        matrix, right = widened(matrix, right, np.repeat(trust, q))
         if self.overlaps:
             common, pull = self._overlapping(turn, parts, agreed)
             right = right + common @ weights.ravel() + pull

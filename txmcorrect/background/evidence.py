@@ -75,6 +75,19 @@ def contradiction(expected: Array, score: Array) -> Array:
     return np.asarray(np.clip(expected / (variance + 1e-30), LEAST_BELIEF, NEW))
 
 
+def widened(matrix: Array, right: Array, trust: Array) -> tuple[Array, Array]:
+    """Normal equations `(k, k)`, `(k,)` whose scores vary by 1 / `trust` `(k,)` more than they say.
+
+    With the covariance S M S of the scores, S^2 = 1 / trust, least squares have the precision
+    M (S M S)^-1 M: symmetric, and with the same solution where nothing else is known.
+    """
+    root = np.sqrt(trust)
+    ridge = 1e-9 * np.trace(matrix) / len(matrix) + 1e-12
+    inverse = np.linalg.inv(matrix + ridge * np.eye(len(matrix)))
+    left = (matrix * root) @ inverse * root
+    return left @ matrix, left @ right
+
+
 def level_apart(
     one: Array, two: Array, left: Array, weight: Array, levelled: bool
 ) -> tuple[Array, Array, Array, Array]:

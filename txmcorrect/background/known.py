@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.overlaps import Shared
 from txmcorrect.background.scale import LEAST, Reference
 from txmcorrect.background.survey import Survey
 
@@ -30,7 +31,7 @@ class Known:
     place : `(n,)` from 0 at `before` to 1 at `after`.
     bank : `(k, h, w)` counts of references of other moments, at log exposure 0, or None.
     absolute : exposures of frames and references are recorded.
-    position : `(n, 2)` corners of a mosaic's frames (y, x) in working pixels, or None.
+    overlaps : of a mosaic's frames, where it is known where they lie.
     turning : the sample turns, so that parts of it may never leave their place.
     """
 
@@ -43,7 +44,7 @@ class Known:
     place: NDArray[np.float64] | None = None
     bank: Image | None = None
     absolute: bool = False
-    position: NDArray[np.float64] | None = None
+    overlaps: tuple[Shared, ...] = ()
     turning: bool = False
 
 
@@ -51,14 +52,14 @@ def known_scan(
     survey: Survey,
     references: tuple[Reference, ...],
     exposure: NDArray[np.float64] | None,
-    corner_px: NDArray[np.float64] | None = None,
+    overlaps: tuple[Shared, ...] = (),
     turning: bool = False,
 ) -> Known:
     """Find what the references of a scan are: before, after, or a bank of many moments.
 
     The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
-    exposure x current, None where it was not recorded. `corner_px` `(n, 2)` see `Scan`.
-    `turning` : the sample turns.
+    exposure x current, None where it was not recorded. `overlaps` :
+    of a mosaic. `turning` : the sample turns.
     """
     n = len(survey.small)
     before = after = bank = place = None
@@ -89,7 +90,7 @@ def known_scan(
         place=place,
         bank=bank,
         absolute=absolute,
-        position=None if corner_px is None else corner_px / survey.factor,
+        overlaps=overlaps,
         turning=turning,
     )
 

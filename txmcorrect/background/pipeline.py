@@ -29,6 +29,7 @@ from txmcorrect.background.estimate import (
 from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
+from txmcorrect.background.overlaps import Shared, read_overlaps
 from txmcorrect.background.scale import Reference, amplitudes, anchor, steady_levels
 from txmcorrect.background.survey import Survey, scan_dark, survey_scan
 from txmcorrect.scan import Array, Scan
@@ -83,7 +84,9 @@ def estimate_background(
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
     exposure = _log_exposure(scan)
-    conditions = _conditions(scan, model, survey, references, exposure, interval, draw.partners)
+    conditions = _conditions(
+        scan, model, survey, pattern.detail, references, exposure, interval, draw.partners
+    )
     keys, fields, std = _key_fields(survey, model, conditions, draw, every, report, pieces)
     small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
@@ -152,6 +155,7 @@ def _conditions(
     scan: Scan,
     model: Model,
     survey: Survey,
+    detail: NDArray[np.float32],
     references: tuple[Reference, ...],
     exposure: NDArray[np.float64] | None,
     interval: int,
@@ -160,7 +164,10 @@ def _conditions(
     """What the model sees of a frame."""
     photons = survey.photons * survey.factor**2
     if model.spec.condition == "stack":
-        known = known_scan(survey, references, exposure, scan.corner_px, scan.turns)
+        shared: tuple[Shared, ...] = ()
+        if scan.corner_px is not None:
+            shared = read_overlaps(scan.projections, survey, detail, scan.corner_px)
+        known = known_scan(survey, references, exposure, shared, scan.turns)
         return stack_conditions(known, model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 
