@@ -13,6 +13,7 @@ from txmcorrect.baselines import MissingPackageError, NotApplicableError
 from txmcorrect.errors import TxmError
 from txmcorrect.judge import bench, figures, statistics, tables
 from txmcorrect.judge.scenes import Setting, simulated_scene
+from txmcorrect.judge.trial import Finding
 
 PLAN = bench.Plan((Setting("film", references="fresh", shape=(32, 32)),), 2)
 METHODS = ("none", "stale", "interpolated", "oracle", "bad:erase-all")
@@ -153,6 +154,17 @@ def test_slices_and_spreads_have_tables_of_their_own():
     flat = {"stale": [bench.run_cell(bench.PEERS["stale"], "stale", film)]}
     assert tables.slice_table(flat) == ""
     assert "| stale |  |  | 0." in tables.spread_table(flat)  # no spread, hence CRPS alone
+
+
+def test_a_peer_that_ran_on_few_seeds_is_not_the_best():
+    def cells_of(name, error, seeds):
+        finding = {"quality": Finding(None, {"log_rms": error})}
+        return [bench.Cell("film", seed, name, finding) for seed in range(seeds)]
+
+    methods = {"stale": cells_of("stale", 0.02, 4), "basic": cells_of("basic", 0.01, 1)}
+    assert tables.best_peer(methods) == "stale"
+    methods["basic"] = cells_of("basic", 0.01, 2)
+    assert tables.best_peer(methods) == "basic"
 
 
 def test_the_best_peer_is_neither_oracle_nor_bad(cells):

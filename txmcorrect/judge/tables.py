@@ -105,13 +105,16 @@ def is_tested(method: str) -> bool:
 def best_peer(methods: dict[str, list[Cell]]) -> str | None:
     """The method of smallest background error, preserving the sample or not; none under test.
 
-    Being chosen as the best of all flatters it a little, to the disadvantage of what is under test.
+    Being chosen as the best of all flatters it a little, to the disadvantage of what is under test. Slow
+    methods that ran on less than half of the seeds are not comparable.
     """
-    error = {
-        name: background_error(cells).mean
+    seeds = {
+        name: sum(bool(c.findings) for c in cells)
         for name, cells in methods.items()
-        if is_peer(name) and not is_tested(name) and any(c.findings for c in cells)
+        if is_peer(name) and not is_tested(name)
     }
+    enough = max(max(seeds.values(), default=0) / 2, 1)
+    error = {name: background_error(methods[name]).mean for name, n in seeds.items() if n >= enough}
     return min(error, key=lambda name: error[name]) if error else None
 
 
