@@ -74,7 +74,7 @@ def empty_cells(usual: Image, lit: Mask) -> tuple[Mask, bool]:
     """Cells `(h, w)` that no sample reaches, and whether they are told from others beyond doubt.
 
     First what is bright, then of that what is as bright as most, less a rim. `usual` `(h, w)`: median
-    over frames of log(frame over background). In 96 fits to simulated tomograms the width of what was
+    over frames of log(frame over background). In 48 fits to simulated tomograms the width of what was
     called empty was below 0.03 of the depth where there was a margin, and above 0.045 where a sample
     covered all.
     """
