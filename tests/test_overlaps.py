@@ -103,6 +103,9 @@ def test_frames_without_light_are_left_out():
     logs = np.zeros((3, *SHAPE), np.float32)
     (only,) = shared_of(logs, np.zeros((3, 2)), usable=np.array([True, False, True]))
     assert only.frames == (0, 2)
+    zero, at = np.zeros(SHAPE, np.float32), np.arange(3.0)
+    (seen,) = find_overlaps([only], zero, 0 * at, LIT, at)
+    assert seen.at.tolist() == [0, 2]
 
 
 def test_dead_pixels_and_what_is_no_number_do_not_count():

@@ -27,7 +27,7 @@ from txmcorrect.background.drift import (
     fit_drift,
 )
 from txmcorrect.background.keyframes import interpolate
-from txmcorrect.background.known import Known
+from txmcorrect.background.known import Known, kind_of
 from txmcorrect.background.overlaps import find_overlaps
 from txmcorrect.background.scale import LEAST
 
@@ -73,11 +73,11 @@ def find_base(known: Known) -> Base:
     change = logs - reference
     at = np.interp(np.arange(len(logs)), chosen, np.arange(len(chosen)))
     overlaps = find_overlaps(known.overlaps, reference, gain, lit, at, exposure is not None)
-    referenced = known.before is not None or known.bank is not None
     time = None
     if known.after is not None and known.place is not None:
         time = known.place[chosen]
-    fit = fit_drift(change[chosen], lit, groups, overlaps, time, known.turning and referenced)
+    turning = known.turning and kind_of(known) != "none"
+    fit = fit_drift(change[chosen], lit, groups, overlaps, time, turning)
     drift, std, sudden = _everywhere(fit, chosen, len(logs))
     fields = reference + drift
     if not known.absolute:
@@ -102,9 +102,8 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     first, last = (None if x is None else log_counts(x, lit) for x in (known.before, known.after))
     if first is not None and last is not None:
         middle, half = (first + last) / np.float32(2), (last - first) / np.float32(2)
-        ends = Group(
-            half[None], STRAIGHT, 1.0, 1.0, 1.0
-        )  # as it is: the line from one to the other
+        # As it is: the line from one to the other.
+        ends = Group(half[None], STRAIGHT, 1.0, 1.0, 1.0)
         if known.bank is not None:
             components = principal(log_counts(known.bank, lit), lit)[1]
             return middle, [ends, Group(np.concatenate([half[None], components]), BENT, 0.5)]

@@ -4,8 +4,8 @@ In the logarithm background and sample add. The background of a frame is a refer
 with weights that change slowly in time; the sample is an outlier. What tells them apart are
 `steps` between neighbouring cells at several scales: those of a sample are few and large, or differ
 from frame to frame, and at scales where they are many the fit sees their spread and believes them
-less. How far it believes a mode follows from how much the
-frames contradict each other about it; how large a group of modes is, from the evidence.
+less. How far it believes a mode follows from how much the frames contradict each other about it; how
+large a group of modes is, from the evidence.
 
 Sources: eigen flats, Van Nieuwenhove et al. 2015; derivatives over many images, Weiss 2001; Cauchy's
 loss by reweighting, Holland and Welsch 1977; clustered variances, Liang and Zeger 1986; sizes of

@@ -9,7 +9,7 @@ frames themselves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,7 +181,7 @@ def find_overlaps(
         over = Overlap(at[[i, j]], pair.data[both], corners[..., both], share[..., both], levelled)
         (one,), (two,) = over.modes(reference[None])
         data = over.data - (one - two) - (gain[i] - gain[j])
-        found.append(Overlap(over.at, data, over.corners, over.share, levelled))
+        found.append(replace(over, data=data))
     return found
 
 

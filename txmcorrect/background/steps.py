@@ -152,6 +152,8 @@ class Steps:
         """Residuals `(n, p)` less what is always the same in them where a sample stands, and `(p,)`
         what the normal equations lack for it: the share that is taken off, over the whole belief.
         """
+        if not self.standing.any():
+            return left, self.standing
         share = STANDING * self.standing
         lack = share / belief.sum(0)
         return left - lack * (belief * left).sum(0), lack
