@@ -1,7 +1,8 @@
 """Bodies in three dimensions: attenuation at any point, so that planes of them can be drawn alone.
 
 A body turns about the upright axis in the middle of the frame. Lengths are pixels, points are
-`(z, y, x)` from its middle. The benchmark family has faceted grains, which training never shows.
+`(z, y, x)` from its middle. Training shows grains from ellipsoids to rounded boxes; the benchmark family
+has faceted ones, which training never shows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SCALE = 0.5  # of a body's typical attenuation (`typical`), per unit of a prior'
 SIDES = (64, 256)  # pixels across the bodies that training planes are cut from
 LOWEST = 32
 WAVES = 32
+TRIES = 4  # planes of a body with nothing in them teach little
 AXIAL, UPRIGHT = 0.0, 1.0  # the two planes, as the network is told
 
 Points = NDArray[np.float32]
@@ -27,7 +29,10 @@ Points = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Grain:
-    """An ellipsoid (`normals` None) or a crystal: `turn` `(3, 3)` brings points into its axes."""
+    """A superellipsoid (`normals` None) or a crystal: `turn` `(3, 3)` brings points into its axes.
+
+    `power` 2 is an ellipsoid, large ones are boxes with round edges.
+    """
 
     centre: NDArray[np.float64]
     turn: NDArray[np.float64]
@@ -35,6 +40,7 @@ class Grain:
     mu: float
     hollow: bool
     normals: NDArray[np.float64] | None
+    power: float = 2.0
 
     def add(self, out: Points, z: Points, y: Points, x: Points) -> None:
         """Add its attenuation in place at points that broadcast to the shape of `out`."""
@@ -45,12 +51,20 @@ class Grain:
             return
         p = np.stack([np.broadcast_to(a, out.shape)[where] for a in (z, y, x)], -1)
         u = (p - self.centre) @ self.turn.T / self.axes
-        r = np.linalg.norm(u, axis=-1) if self.normals is None else (u @ self.normals.T).max(-1)
+        r = self._radius(u)
         thin = float(self.axes.min())
         inside = np.clip((1 - r) * thin + 0.5, 0, 1)
         if self.hollow:
             inside = inside - 0.9 * np.clip((0.8 - r) * thin + 0.5, 0, 1)
         out[where] += np.float32(self.mu) * inside.astype(np.float32)
+
+    def _radius(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far points `(n, 3)` in its axes are out `(n,)`: 1 on the surface."""
+        if self.normals is not None:
+            return np.asarray((u @ self.normals.T).max(-1))
+        if self.power == 2:
+            return np.asarray(np.linalg.norm(u, axis=-1))
+        return np.asarray((np.abs(u) ** self.power).sum(-1) ** (1 / self.power))
 
 
 @dataclass(frozen=True)
@@ -158,11 +172,15 @@ def draw_plane(
         height = width
     body = draw_body(rng, height, width, "train")
     level = SCALE * body.level(height, width) * np.exp(0.25 * rng.standard_normal())
-    if rng.random() < 0.5:
-        image, plane = body.axial(float(rng.uniform(-0.5, 0.5) * height), width), AXIAL
-    else:
-        y = float(rng.uniform(-0.5, 0.5) * width * rng.uniform(0.3, 1))
-        image, plane = body.upright(y, height, width), UPRIGHT
+    plane = AXIAL if rng.random() < 0.5 else UPRIGHT
+    for _ in range(TRIES):
+        at = float(rng.uniform(-0.5, 0.5))
+        if plane == AXIAL:
+            image = body.axial(at * height, width)
+        else:
+            image = body.upright(at * width * float(rng.uniform(0.3, 1)), height, width)
+        if image.any():
+            break
     return np.asarray(image[None] / np.float32(level), np.float32), plane
 
 
@@ -182,6 +200,9 @@ def _draw_grains(
     turn = rng.uniform(0, 2 * np.pi, count)
     z = rng.uniform(-0.6, 0.6, count) * height
     common = rng.uniform(0.3, 1.5)  # most grains of a body are of one stuff
+    powers = np.full(count, 2.0)
+    if family == "train":  # half are ellipsoids
+        powers = np.exp(np.maximum(rng.uniform(-1, 1, count), 0) * np.log(4)) * 2
     grains = []
     for k in range(count):
         mu = common * rng.uniform(0.9, 1.1) if rng.random() < 0.6 else rng.uniform(0.2, 2)
@@ -195,6 +216,7 @@ def _draw_grains(
                 mu=unit * float(mu),
                 hollow=bool(rng.random() < 0.2),
                 normals=None if family == "train" else _facets(rng),
+                power=float(powers[k]),
             )
         )
     return grains

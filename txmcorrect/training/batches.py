@@ -26,7 +26,7 @@ from txmcorrect.simulate.stacks import DrawnScan, draw_scans
 from txmcorrect.training.harvest import Harvest
 
 UNLIT_WEIGHT = 0.05  # unlit corners teach little; without any weight they would be arbitrary
-PATCHES_PER_IMAGE = 4
+PATCHES_PER_IMAGE = 8  # drawing an image takes longer than training on eight patches of it
 # Channels that a prior's network sees besides x: where patches lie, which plane; or the noisy frame
 # and its noise.
 PRIORS = {"sample": 2, "slice": 3, "sinogram": 2, "denoise": 2}
