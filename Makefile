@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic mosaic-peers bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic mosaic-peers bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ test: lint type
 
 test-slow: install
 	$(PY) -m pytest -m slow
+
+# Where there is a CUDA device.
+test-gpu: install
+	$(PY) -m pytest -m gpu
 
 check: test
 

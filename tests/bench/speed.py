@@ -1,13 +1,16 @@
 """How fast, and how much memory: `correct` against a plain read-divide-write, side by side.
 
-    python tests/bench/speed.py [--out bench/speed.json] [--parts ratio,counts,memory]
-        [--rounds 3] [--frames 100 1000]
+    python tests/bench/speed.py [--out bench/speed.json] [--parts ratio,counts,memory,night]
+        [--rounds 3] [--frames 100 1000] [--night 1500]
 
 `ratio` : 720 frames of 512x512 with photon noise. The plain program reads 16 frames, divides by a
 flat and writes through h5py with the same compression and chunks. Both run in turn, several times, so
 that other load on the machine hits both; wall and processor time are given. `counts` : network
 evaluations and their GFLOP. `memory` : peak resident memory for 100 and 1,000 frames of 2048x2048
-that are made when read (smooth, so that they compress at once) and for 64 noisy ones.
+that are made when read (smooth, so that they compress at once) and for 64 noisy ones. `night`, which
+runs only where asked for: a whole stack of 2048x2048 with photon noise, from disk to disk, on a GPU if
+there is one; frames a second beside those of the plain program (a tenth of the frames), of reading alone
+and of storing as many bytes; how busy the GPU was.
 """
 
 from __future__ import annotations
@@ -184,6 +187,85 @@ def big(n: str, noisy: str, out: str) -> dict[str, float]:
     return dict(spent)
 
 
+def write_night(path: Path, n: int, different: int = 50) -> None:
+    """A large stack of noisy frames, in one piece, quickly: `different` frames over and over."""
+    rng = np.random.default_rng(0)
+    some = []
+    for i in range(different):
+        expected = beam(BIG, i / different)
+        expected[:, 15 * i : 15 * i + 300] *= 0.8
+        some.append((rng.poisson(expected) + 100).clip(0, 65535).astype(np.uint16))
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("exchange/data", (n, BIG, BIG), np.uint16)
+        for i in range(n):
+            data[i] = some[i % different]
+        file["exchange/data_dark"] = np.full((2, BIG, BIG), 100, np.uint16)
+        file["exchange/data_white"] = (beam(BIG, 0)[None] + 100).astype(np.uint16)
+
+
+@contextmanager
+def watched_gpu() -> Iterator[dict[str, float]]:
+    """Mean busy share and most memory used of the GPU, asked five times a second."""
+    found: dict[str, float] = {}
+    if not torch.cuda.is_available():
+        yield found
+        return
+    query = [
+        "nvidia-smi",
+        "--query-gpu=utilization.gpu,memory.used",
+        "--format=csv,noheader,nounits",
+    ]
+    with subprocess.Popen([*query, "-lms", "200"], stdout=subprocess.PIPE, text=True) as asked:
+        try:
+            yield found
+        finally:
+            asked.terminate()
+            assert asked.stdout is not None
+            lines = [line.split(",") for line in asked.stdout.read().splitlines() if "," in line]
+            busy, used = np.array([[float(a), float(b)] for a, b in lines if a.strip()]).T
+            found.update(busy_percent=float(busy.mean()), memory_mib=float(used.max()))
+
+
+def night(folder: Path, n: int) -> dict[str, object]:
+    """See the top."""
+    path, out = folder / "night.h5", folder / "corrected.h5"
+    write_night(path, n)
+    with h5py.File(path) as file:
+        began = time.perf_counter()
+        for start in range(0, n, SLAB):
+            file["exchange/data"][start : start + SLAB]
+        reading = time.perf_counter() - began
+    with watched_gpu() as gpu:
+        used = run_apart("ours", path, out)
+    size = out.stat().st_size
+    out.unlink()
+    block = np.random.default_rng(0).bytes(2**24)
+    began = time.perf_counter()
+    with out.open("wb") as file:
+        for _ in range(size // 2**24):
+            file.write(block)
+        os.fsync(file.fileno())
+    storing = time.perf_counter() - began
+    out.unlink()
+    path.unlink()
+    write_night(path, max(n // 10, SLAB))
+    simple = run_apart("plain", path, out)
+    return {
+        "frames": n,
+        "cores": os.cpu_count(),
+        "frames_a_second": n / used.wall,
+        "plain_frames_a_second": max(n // 10, SLAB) / simple.wall,
+        "reading_alone": n / reading,
+        "storing_alone": n / storing,
+        "wall_s": used.wall,
+        "cpu_s": used.cpu,
+        "peak_mib": used.peak,
+        "stored_gib": size / 2**30,
+        "profile_s": used.said,
+        "gpu": gpu,
+    }
+
+
 JOBS = {
     "plain": lambda path, out: plain(Path(path), Path(out)),
     "ours": lambda path, out: ours(Path(path), Path(out)),
@@ -259,6 +341,7 @@ def main() -> None:
     parser.add_argument("--parts", default="ratio,counts,memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--night", type=int, default=1500)
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.job:
@@ -271,6 +354,7 @@ def main() -> None:
             **({"counts": counts()} if "counts" in parts else {}),
             **({"ratio": ratio(folder, given.rounds)} if "ratio" in parts else {}),
             **({"memory_mib": memory(folder, given.frames)} if "memory" in parts else {}),
+            **({"night": night(folder, given.night)} if "night" in parts else {}),
         }
     text = json.dumps(found, indent=2)
     print(text)
