@@ -41,6 +41,7 @@ SHIFT = 0.01  # of the long side
 # What moves is the illumination; the detector's pattern, much of what is fine, does not.
 BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
 COMPONENTS = 12  # of a bank
+FRESH = 1.5  # benefit of the doubt for a single reference: of ten films 0.46 -> 0.15 % where it was fresh
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
 
@@ -119,8 +120,8 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
         return mean, groups
     broad = np.float32(BROAD)
     if first is not None:
-        slow = Group(broad * cosines(lit.shape, ORDERS), DRIFTING)
-        return first, [slow, Group(moved(first, lit), DRIFTING)]
+        slow = Group(broad * cosines(lit.shape, ORDERS), DRIFTING, doubt=FRESH)
+        return first, [slow, Group(moved(first, lit), DRIFTING, doubt=FRESH)]
     level = np.median(logs[:, lit], 1)[:, None, None] if lit.any() else np.zeros((1, 1, 1))
     median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
     return median, [

@@ -9,7 +9,7 @@ large a group of modes is, from the evidence.
 
 Sources: eigen flats, Van Nieuwenhove et al. 2015; derivatives over many images, Weiss 2001; Cauchy's
 loss by reweighting, Holland and Welsch 1977; clustered variances, Liang and Zeger 1986; sizes of
-priors from the evidence, MacKay 1992.
+priors from the evidence, MacKay 1992, by moments.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Group:
     Attributes
     ----------
     images : `(k, h, w)` natural log, each as large as it is expected to be. course : which parts of
-    `COURSE` their weights have. size, least, most : of all over what is expected.
+    `COURSE` their weights have. size, least, most : of all over what is expected. doubt : variance of
+    chance over what the fit takes it for, where its size is found.
     weights : `(k, len(course))` once fitted, std likewise. jumps : `(k, j)`.
     """
 
@@ -67,6 +68,7 @@ class Group:
     size: float = 1.0
     least: float = 0.01
     most: float = 5.0
+    doubt: float = 1.0
     weights: Array = field(default_factory=lambda: np.zeros((0, 0)))
     std: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
@@ -349,7 +351,15 @@ class _Fitting:
 
 
 def _find_size(group: Group, prior: Array) -> None:
-    """MacKay's update: the spread of the weights over how many of them the frames determine."""
-    determined = np.maximum(1 - (group.std / prior) ** 2, 1e-3).sum()
-    spread = ((group.weights * group.size / prior) ** 2).sum() / determined
-    group.size = float(np.clip(np.sqrt(spread), group.least, group.most))
+    """How large the weights are, from the evidence.
+
+    MacKay's update is the spread of the weights over how many of them the frames determine. It approaches
+    a size of nothing so slowly that fresh references were left behind; there, moments: how far the
+    weights exceed what chance would give them. The fixed point of both is the same.
+    """
+    known = np.maximum(1 - (group.std / prior) ** 2, 1e-3)
+    one = prior / group.size  # of a group of size 1
+    spread = ((group.weights / one) ** 2).sum() / known.sum()
+    excess = (group.weights**2 - group.doubt * known * group.std**2).sum() / ((known * one) ** 2).sum()
+    size = np.sqrt(max(min(spread, excess), 0.0))
+    group.size = float(np.clip(size, group.least, group.most))
