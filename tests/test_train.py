@@ -425,3 +425,11 @@ def test_images_smaller_than_their_patches_are_refused(tmp_path):
     data = DataSettings(condition="denoise", patches=(64,), shares=(1.0,), pad=0)
     with pytest.raises(TxmError, match="expected at most 48 pixels"):
         train.run(TrainSettings(out=tmp_path / "run", dataset=data, steps=1))
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_says_that_bf16_is_slow_here(tmp_path, monkeypatch, caplog, no_validation, able):
+    monkeypatch.setattr(train, "_has_bf16", lambda: able)
+    with caplog.at_level("WARNING"):
+        run(tmp_path, precision="bf16", max_steps=1)
+    assert ("--precision no" in caplog.text) is not able

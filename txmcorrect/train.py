@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "trac
 FREE |= {"calibrate"}
 DOMAINS = {name: "transmission" for name in PRIORS} | {"slice": "attenuation"}
 REPORT_EVERY = 20
+BF16 = ("avx512_bf16", "amx_tile")  # instructions, as torch names them
 
 
 def run(settings: TrainSettings) -> Result:
@@ -103,7 +105,20 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
     if accelerator.is_main_process:
         where = f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
         log.info("training on %s, precision %s", where, settings.precision)
+        if accelerator.device.type == "cpu" and settings.precision == "bf16" and not _has_bf16():
+            log.warning(
+                "this processor has no instructions for bf16, which may take ten times as long there; "
+                "--precision no is for it"
+            )
     return accelerator
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bf16 by itself, as far as this torch can tell."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in BF16]
+    return any(ask() for ask in asked if ask is not None) or not any(asked)
 
 
 class Training:
