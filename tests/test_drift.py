@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background.base import cosines, find_base, moved, principal
+from txmcorrect.background.base import FRESH, cosines, find_base, moved, principal
 from txmcorrect.background.drift import (
+    DRIFTING,
     MOVING,
     SLOW,
     STEADY,
     Group,
+    _find_size,
     courses,
     fit_drift,
 )
@@ -190,3 +192,17 @@ def test_cosines_are_orthogonal_and_fall_off():
     gram = waves @ waves.T
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-3
     assert np.diag(gram).max() > 3 * np.diag(gram).min()
+
+
+@pytest.mark.parametrize(("true", "found"), [(0.0, 0.01), (1.0, 1.0)])
+def test_size_is_nothing_where_weights_are_chance(true, found):
+    """A fresh reference: what is measured of 300 weights is noise; or they are as large as expected."""
+    rng = np.random.default_rng(0)
+    measured = true * rng.standard_normal((300, 1)) + 0.8 * rng.standard_normal((300, 1))
+    group = Group(np.zeros((300, 1, 1), np.float32), DRIFTING, doubt=FRESH)
+    for _ in range(5):
+        prior = np.full((300, 1), group.size)
+        known = prior**2 / (prior**2 + 0.8**2)
+        group.weights, group.std = known * measured, np.sqrt(known) * 0.8
+        _find_size(group, prior)
+    assert group.size == pytest.approx(found, rel=0.3)

@@ -360,6 +360,7 @@ def _find_size(group: Group, prior: Array) -> None:
     known = np.maximum(1 - (group.std / prior) ** 2, 1e-3)
     one = prior / group.size  # of a group of size 1
     spread = ((group.weights / one) ** 2).sum() / known.sum()
-    excess = (group.weights**2 - group.doubt * known * group.std**2).sum() / ((known * one) ** 2).sum()
+    chance = group.doubt * known * group.std**2
+    excess = (group.weights**2 - chance).sum() / ((known * one) ** 2).sum()
     size = np.sqrt(max(min(spread, excess), 0.0))
     group.size = float(np.clip(size, group.least, group.most))
