@@ -93,9 +93,12 @@ def _write_pictures(contest: Contest, cells: list[Cell]) -> list[Path]:
 
 
 def _draw_worst(methods: Mapping[str, list[Cell]], contest: Contest) -> Any:
-    """The worst cell of the model under test, or else of the best peer, beside it and the oracle."""
+    """The worst cell of the model under test that ran on most scans, or else of the best peer, beside all
+    of them and the oracle.
+    """
     best = tables.best_peer({n: c for n, c in methods.items() if n not in contest.ours})
-    ran = [n for n in contest.ours if n in methods and any(c.findings for c in methods[n])]
+    count = {n: sum(bool(c.findings) for c in methods.get(n, ())) for n in contest.ours}
+    ran = sorted((n for n in contest.ours if count[n]), key=lambda n: -count[n])
     names = [n for n in (*ran, best, "oracle") if n is not None and n in methods]
     if not names or (cell := figures.worst_cell(methods[names[0]])) is None:
         return None
