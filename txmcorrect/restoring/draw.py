@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 STIRRED = ("ddpm", "langevin", "pc")  # samplers that add noise on their way
 # Range of the noise variance over its mean up to which the prior's own chain, at the mean, does better
 # than guidance by each pixel's noise (photons, objects of the benchmark family: by up to 6 dB).
-UNEVEN = 2.0
+UNEVEN = 5.0
 ALL_SAMPLERS = {
     **SAMPLERS,
     "langevin": cast(Sampler, langevin),
