@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from txmcorrect.allocation import return_large
 from txmcorrect.background.conditions import working_bin
 from txmcorrect.background.course import (
     Background,
@@ -144,6 +145,7 @@ def correct_scan(
     ------
     TxmError : see `errors`; nothing half-written is left under the name `out`.
     """
+    return_large()
     team = team or Team()
     scan = replace(open_for(settings, path), corner_px=corner_px)
     device = team.device or choose_device(settings.device)

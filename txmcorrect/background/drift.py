@@ -309,10 +309,9 @@ class _Fitting:
         if not turn or n < 2 * LEAST_SIDE:
             return None
         left = self.left()
-        belief, modes = self.steps.belief(left, apart=True), self._modes(turn)
-        pairs = zip(normals(modes, belief), scores(modes, belief, left), strict=True)
-        belief = self.steps.belief(left)
+        belief, modes = self.steps.belief(left), self._modes(turn)
         normal, pull = normals(modes, belief), scores(modes, belief, left)
+        pairs = zip(normal, pull, strict=True)
         own = np.stack([np.linalg.solve(a + np.eye(len(a)) / NEW, b) for a, b in pairs])
         images = np.concatenate([g.images for g in turn])[:, self.lit]
         crossing = [Crossing(*pair) for pair in self._seen_apart(turn)]

@@ -26,6 +26,7 @@ STANDING = np.float32(0.99)  # of what is always the same in a step beside a sta
 TOP, BOTTOM = 0.97, 0.05  # quantiles over cells, between which samples darken
 LEAST_SHADE = 0.3  # of that depth: a sample at first sight
 LEAST_SHADE_STD = 4.0  # robust deviations of empty cells: a sample, too
+ENOUGH = 2000  # residuals of a frame to tell what is usual
 MOST_WIDTH = 0.04  # of the depth: cells without a sample differ by no more, once the fit is good
 
 
@@ -132,19 +133,20 @@ class Steps:
         self.octave = np.concatenate([self._octave, np.full(count, OCTAVES)])
         self.standing = np.concatenate([standing, np.zeros(count, np.float32)])
 
-    def belief(self, left: Image, apart: bool = False) -> Image:
+    def belief(self, left: Image) -> Image:
         """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave.
 
-        `apart` : the usual residual is that of each frame, not of all.
+        What is usual is each frame's own: of films one is ten times as dark as the next, and would
+        rule them all.
         """
         weight = np.empty_like(left)
         for k in range(OCTAVES + 1):
             own = self.octave == k
             if own.any():
-                some = np.abs(left[:, own] if apart else left[:: 1 + len(left) // 16, own])
-                some = some[:, :: 1 + some.size // (len(some) * 2000)]
-                usual = np.median(some, 1, keepdims=True) if apart else np.median(some)
-                width = np.float32(1.4826 * usual) + np.float32(LEAST_WIDTH)
+                some = np.abs(left[:, own])
+                some = some[:, :: 1 + some.shape[1] // ENOUGH]
+                usual = np.median(some, 1, keepdims=True)
+                width = np.float32(1.4826) * usual + np.float32(LEAST_WIDTH)
                 weight[:, own] = 1 / (width**2 + (left[:, own] / CAUCHY) ** 2)
         return weight
 
