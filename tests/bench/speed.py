@@ -248,13 +248,14 @@ def night(folder: Path, n: int) -> dict[str, object]:
     storing = time.perf_counter() - began
     out.unlink()
     path.unlink()
-    write_night(path, max(n // 10, SLAB))
+    few = max(n // 10, SLAB)
+    write_night(path, few)
     simple = run_apart("plain", path, out)
     return {
         "frames": n,
         "cores": os.cpu_count(),
         "frames_a_second": n / used.wall,
-        "plain_frames_a_second": max(n // 10, SLAB) / simple.wall,
+        "plain_frames_a_second": few / simple.wall,
         "reading_alone": n / reading,
         "storing_alone": n / storing,
         "wall_s": used.wall,

@@ -311,8 +311,7 @@ class _Fitting:
         left = self.left()
         belief, modes = self.steps.belief(left), self._modes(turn)
         normal, pull = normals(modes, belief), scores(modes, belief, left)
-        pairs = zip(normal, pull, strict=True)
-        own = np.stack([np.linalg.solve(a + np.eye(len(a)) / NEW, b) for a, b in pairs])
+        own = np.linalg.solve(normal + np.eye(len(modes)) / NEW, pull[..., None])[..., 0]
         images = np.concatenate([g.images for g in turn])[:, self.lit]
         crossing = [Crossing(*pair) for pair in self._seen_apart(turn)]
         followed = sorted({c for g in self.groups for c in g.course})
@@ -354,7 +353,7 @@ def _find_size(group: Group, prior: Array) -> None:
 
     MacKay's update is the spread of the weights over how many of them the frames determine. It approaches
     a size of nothing so slowly that fresh references were left behind; there, moments: how far the
-    weights exceed what chance would give them. The fixed point of both is the same.
+    weights exceed what chance would give them. With a `doubt` of 1 both have the same fixed point.
     """
     known = np.maximum(1 - (group.std / prior) ** 2, 1e-3)
     one = prior / group.size  # of a group of size 1
