@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from txmcorrect.background.base import cosines
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
-from txmcorrect.background.estimate import FOREIGN, Found, weighed, width
+from txmcorrect.background.estimate import FOREIGN, weighed, width
 from txmcorrect.background.overlaps import LEAST_BLOCKS, MOST_BLOCKS, find_overlaps, read_overlaps
 from txmcorrect.background.quality import Flag
 from txmcorrect.background.survey import Survey
@@ -177,8 +177,9 @@ def test_network_and_fit_count_by_what_they_know():
     target = np.array([0, 1])
 
     def combined(doubt, std):
-        base = Found(fields, np.full_like(fields, doubt))
-        return weighed(base, target, said, std * ones)
+        return weighed(
+            lambda frames: (fields[frames], np.full_like(fields, doubt)), target, said, std * ones
+        )
 
     mean, share = combined(0.02, 0.02 / FOREIGN)
     assert torch.allclose(share, torch.tensor(0.5), atol=1e-4)

@@ -8,7 +8,8 @@ median of the frames themselves, which steady cosines put right where samples we
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,16 +48,39 @@ ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the 
 
 @dataclass(frozen=True)
 class Base:
-    """Log background `(n, h, w)` of every frame, natural log counts on the working grid; `std`
-    `(n, h, w)` of its shape, and `sudden` the part of it that jumps bring along; `lit` `(h, w)`; `jumps`:
-    first frames after a jump.
+    """Log background of every frame, natural log counts on the working grid, made when asked for.
+
+    Attributes
+    ----------
+    reference, lit : `(h, w)`. fit : of the frames `chosen` `(m,)`; others lie between. level : `(n,)`
+    brightness of each frame over that. jumps : first frames after a jump.
     """
 
-    fields: Image
-    std: Image
-    sudden: Image
+    reference: Image
+    fit: Fit
+    chosen: NDArray[np.intp]
+    level: NDArray[np.float64]
     lit: NDArray[np.bool_]
     jumps: tuple[int, ...]
+
+    def fields(self, frames: NDArray[np.intp]) -> Image:
+        """Log background `(b, h, w)` of frames `(b,)`."""
+        found = self._at(self.fit.change, frames) + self.reference
+        return (found + self.level[frames][:, None, None]).astype(np.float32)
+
+    def std(self, frames: NDArray[np.intp]) -> Image:
+        """Deviation `(b, h, w)` of the shape of the background of frames `(b,)`."""
+        return self._at(self.fit.std, frames)
+
+    def sudden(self, frames: NDArray[np.intp]) -> Image:
+        """The part of `std` that jumps bring along."""
+        return self._at(self.fit.sudden, frames)
+
+    def _at(self, values: Image, frames: NDArray[np.intp]) -> Image:
+        """Linear between the frames that were fitted, never across a jump."""
+        jumps = np.array(self.jumps, np.intp)
+        found = [interpolate(values, self.chosen, jumps, int(i)) for i in frames]
+        return np.stack(found).astype(np.float32)
 
 
 def find_base(known: Known) -> Base:
@@ -64,37 +88,42 @@ def find_base(known: Known) -> Base:
     chosen = np.flatnonzero(known.usable)
     if len(chosen) > MOST_FRAMES:
         chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_FRAMES).round().astype(int)]
-    lit = _lit(known)
-    logs = log_counts(known.frames, lit)
+    lit = _lit(known, chosen)
+    fitted = known.frames[chosen]
     exposure = known.log_exposure
-    gain = np.zeros(len(logs)) if exposure is None else exposure
-    logs = logs - gain.astype(np.float32)[:, None, None]
-    reference, groups = _reference(known, logs[chosen], lit)
+    gain = np.zeros(len(known.frames)) if exposure is None else exposure
+
+    def logs(frames: NDArray[np.intp]) -> Image:
+        found = log_counts(known.frames[frames], lit, fitted)
+        return found - gain[frames].astype(np.float32)[:, None, None]
+
+    own = logs(chosen)
+    reference, groups = _reference(known, own, lit)
     groups.append(Group(np.float32(BROAD) * cosines(lit.shape, FEW_ORDERS), ABRUPT, most=20.0))
-    change = logs - reference
-    at = np.interp(np.arange(len(logs)), chosen, np.arange(len(chosen)))
+    at = np.interp(np.arange(len(gain)), chosen, np.arange(len(chosen)))
     overlaps = find_overlaps(known.overlaps, reference, gain, lit, at, exposure is not None)
     time = None
     if known.after is not None and known.place is not None:
         time = known.place[chosen]
     turning = known.turning and kind_of(known) != "none"
-    fit = fit_drift(change[chosen], lit, groups, overlaps, time, turning)
-    drift, std, sudden = _everywhere(fit, chosen, len(logs))
-    fields = reference + drift
-    if not known.absolute:
-        fields = fields + _levels(logs - fields, lit, exposure is not None)
+    fit = fit_drift(own - reference, lit, groups, overlaps, time, turning)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
-    return Base((fields + gain[:, None, None]).astype(np.float32), std, sudden, lit, jumps)
+    base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps)
+    level = gain
+    if not known.absolute:
+        level = gain + _levels(base, logs, exposure is not None)
+    return replace(base, level=level)
 
 
-def _lit(known: Known) -> NDArray[np.bool_]:
-    mean = known.frames[known.usable].mean(0)
+def _lit(known: Known, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:
+    mean = known.frames[chosen].mean(0)
     return np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
 
 
-def log_counts(counts: Image, lit: NDArray[np.bool_]) -> Image:
-    """Natural log, floored well below what is lit; `(..., h, w)`."""
-    floor = FLOOR * np.median(counts[..., lit]) if lit.any() else 0.0
+def log_counts(counts: Image, lit: NDArray[np.bool_], like: Image | None = None) -> Image:
+    """Natural log, floored well below what is lit of `like`, by default these; `(..., h, w)`."""
+    bright = (counts if like is None else like)[..., lit]
+    floor = FLOOR * np.median(bright) if bright.size else 0.0
     return np.log(np.maximum(counts, max(floor, LEAST))).astype(np.float32)
 
 
@@ -131,25 +160,16 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     ]
 
 
-def _levels(left: Image, lit: NDArray[np.bool_], exposed: bool) -> Image:
-    """Level of each frame `(n, 1, 1)`: of its lit median, or one for all where exposures are known."""
-    if not lit.any():
-        return np.zeros((len(left), 1, 1), np.float32)
-    level = np.median(left[:, lit], 1)
-    if exposed:
-        level = np.full_like(level, np.median(level))
-    return level[:, None, None]
-
-
-def _everywhere(fit: Fit, chosen: NDArray[np.intp], count: int) -> tuple[Image, Image, Image]:
-    """Change, std and its sudden part at all frames, linear between those fitted, never across a jump."""
-    jumps = chosen[list(fit.jumps)]
-
-    def at_all(values: Image) -> Image:
-        found = [interpolate(values, chosen, jumps, i) for i in range(count)]
-        return np.stack(found).astype(np.float32)
-
-    return at_all(fit.change), at_all(fit.std), at_all(fit.sudden)
+def _levels(
+    base: Base, logs: Callable[[NDArray[np.intp]], Image], exposed: bool
+) -> NDArray[np.float64]:
+    """Level of each frame `(n,)`: of its lit median, or one for all where exposures are known."""
+    n = len(base.level)
+    if not base.lit.any():
+        return np.zeros(n)
+    singles = (np.array([i]) for i in range(n))
+    level = np.array([np.median((logs(i) - base.fields(i))[:, base.lit]) for i in singles])
+    return np.full(n, np.median(level)) if exposed else level
 
 
 def principal(bank: Image, lit: NDArray[np.bool_]) -> tuple[Image, Image]:

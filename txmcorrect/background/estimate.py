@@ -27,21 +27,13 @@ ToLog = Callable[[torch.Tensor], torch.Tensor]
 """What the network generated `(b, h, w)` -> natural logarithm of counts."""
 Look = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
 """Frame numbers `(b,)` -> what the network sees of them, and how to read its answer."""
+Found = Callable[[NDArray[np.intp]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""What a fit without a network says of frames `(b,)`: log background `(b, h, w)` and std of its shape."""
 
 
 # Networks err two or three times as much on beams unlike those of their training, where a fit learns each
 # anew; and errors have longer tails than normal ones. Both seen on scans for choosing settings.
 FOREIGN, TAILS = 3.0, 1.3
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a fit without a network says of frames: `fields` `(n, h, w)` and `std` `(n, h, w)` of their
-    shape, natural log.
-    """
-
-    fields: NDArray[np.float32]
-    std: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -118,11 +110,13 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         cond, basis = stack_condition(make_stack(known, base, targets))
         return cond, basis.log_counts
 
-    # What a jump leaves open is known as it is: drifts are what fits know too little of.
-    usual = np.maximum(base.std**2 - base.sudden**2, 0)
-    return Conditions(
-        (look,), Found(base.fields, np.sqrt(doubt**2 * usual + base.sudden**2)), spread
-    )
+    def found(targets: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        std, sudden = base.std(targets), base.sudden(targets)
+        # What a jump leaves open is known as it is: drifts are what fits know too little of.
+        usual = np.maximum(std**2 - sudden**2, 0)
+        return base.fields(targets), np.sqrt(doubt**2 * usual + sudden**2)
+
+    return Conditions((look,), found, spread)
 
 
 def generate(
@@ -185,7 +179,7 @@ def weighed(
     `mean` and `std` `(b, h, w)` are the network's. Also returns its share in the result, `(b, 1, 1)`:
     all where the base is doubtful, nothing where the base is surer than the network could be.
     """
-    fields, doubt = (torch.from_numpy(x[targets]) for x in (base.fields, base.std))
+    fields, doubt = (torch.from_numpy(x) for x in base(targets))
     lit = _lit(mean)
     own, other = (lit_mean(x**2, lit) for x in (doubt, FOREIGN * std))
     share = own / (own + other + 1e-12)

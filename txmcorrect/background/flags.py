@@ -48,13 +48,12 @@ def flag_frames(
     """
     n = len(survey.small)
     usual = _usual(fields, keys, jumps)
-    log_small = np.log(np.maximum(survey.small, LEAST))
     distance = np.array([(f - u)[lit].std() for f, u in zip(fields, usual, strict=True)])
     odd = odd_ones(distance)
     leak = np.zeros(len(keys))
     if len(keys) > LEAK_FRAMES:
         for k, key in enumerate(keys):
-            leak[k] = leak_slope(fields[k], usual[k], log_small[key] - fields[k], lit)
+            leak[k] = leak_slope(fields[k], usual[k], left_of(survey, key, fields[k]), lit)
     bits = np.zeros(len(keys), np.uint32)
     bits[np.abs(leak) > LEAK_LIMIT] |= np.uint32(Flag.LEAK)
     bits[odd] |= np.uint32(Flag.ODD_BACKGROUND)
@@ -62,12 +61,13 @@ def flag_frames(
     bits[[spread_rms(s, lit) > limit for s in std]] |= np.uint32(Flag.UNCERTAIN)
     nearest = np.abs(np.arange(n)[:, None] - keys[None]).argmin(1)
     flag = survey.flag | bits[nearest]
-    left = np.stack([log_small[i] - interpolate(fields, keys, jumps, i) for i in range(n)])
-    flag[odd_frames(left, lit, survey.usable)] |= np.uint32(Flag.ODD_BACKGROUND)
-    for i in np.flatnonzero(survey.usable):
-        shadow = left[i] < np.log(LIT_FRACTION)
-        if shadow[lit].mean() > DARK_SHARE:
-            flag[i] |= np.uint32(Flag.PARTLY_DARK)
+    medians, shadow = np.empty((n, len(parts := blocks(lit)))), np.empty(n)
+    for i in range(n):
+        left = left_of(survey, i, interpolate(fields, keys, jumps, i))
+        medians[i] = [np.median(left[part]) for part in parts]
+        shadow[i] = (left[lit] < np.log(LIT_FRACTION)).mean() if lit.any() else 0.0
+    flag[odd_frames(medians, survey.usable)] |= np.uint32(Flag.ODD_BACKGROUND)
+    flag[survey.usable & (shadow > DARK_SHARE)] |= np.uint32(Flag.PARTLY_DARK)
     flag[jumps] |= np.uint32(Flag.JUMP)
     return flag, leak
 
@@ -89,28 +89,31 @@ def photon_noise(survey: Survey, fields: NDArray[np.float32], lit: NDArray[np.bo
     return 1 / max(photons, 1.0) ** 0.5
 
 
-def odd_frames(
-    left: NDArray[np.float32], lit: NDArray[np.bool_], usable: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def left_of(
+    survey: Survey, frame: int | np.intp, field: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Log of a frame over its background `field`, `(h', w')`."""
+    return np.asarray(np.log(np.maximum(survey.small[frame], LEAST)) - field, np.float32)
+
+
+def blocks(lit: NDArray[np.bool_]) -> list[tuple[NDArray[np.intp], ...]]:
+    """Lit cells of each of up to 8 x 8 blocks that has some."""
+    rows, columns = (np.arange(size) * min(BLOCKS, size) // size for size in lit.shape)
+    number = rows[:, None] * BLOCKS + columns
+    return [np.nonzero(lit & (number == i)) for i in np.unique(number[lit])]
+
+
+def odd_frames(medians: NDArray[np.float64], usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Frames `(n,)` whose background fits them much worse than the others' do.
 
-    `left` `(n, h, w)`: log of frame over background. Medians over blocks are blind to small objects;
-    what is large and in most frames is usual; a frame that is dark all over is covered, and its
-    background comes from its neighbours.
+    `medians` `(n, blocks)` of log of frame over background: blind to small objects; what is large and
+    in most frames is usual; a frame that is dark all over is covered, and its background comes from its
+    neighbours.
     """
-    if usable.sum() < LEAK_FRAMES + 1 or not lit.any():
-        return np.zeros(len(left), bool)
-    values = np.where(lit, left, np.nan)
-    sides = [np.array_split(np.arange(size), min(BLOCKS, size)) for size in lit.shape]
-    blocks = [
-        values[:, y[0] : y[-1] + 1, x[0] : x[-1] + 1].reshape(len(left), -1)
-        for y in sides[0]
-        for x in sides[1]
-        if lit[np.ix_(y, x)].any()
-    ]
-    medians = np.stack([np.nanmedian(block, 1) for block in blocks], 1)
+    odd = np.zeros(len(medians), bool)
+    if usable.sum() < LEAK_FRAMES + 1 or medians.shape[1] == 0:
+        return odd
     level = np.median(medians, 1)
     misfit = np.sqrt(((medians - level[:, None]) ** 2).mean(1))
-    odd = np.zeros(len(left), bool)
-    odd[usable] = odd_ones(misfit[usable].astype(np.float64))
+    odd[usable] = odd_ones(misfit[usable])
     return odd & (np.abs(level - np.median(level[usable])) < COVERED)

@@ -110,6 +110,11 @@ def survey_scan(
     FlatFieldError : fewer than two frames can be used.
     """
     n, h, w = scan.shape
+    if n < 2:
+        raise FlatFieldError(
+            f"{scan.path}: expected at least two frames, got {n}; "
+            "one alone cannot tell background from sample: add frames that share its background"
+        )
     level = np.zeros((h, w), np.float32) if dark is None else dark
     if level.shape != (h, w):
         raise FlatFieldError(
@@ -122,15 +127,26 @@ def survey_scan(
         start = number * UNIT
         return _look(scan.projections, start, min(start + UNIT, n), level, factor, told, memory)
 
-    parts = list((pieces or InMemory()).each("survey", -(-n // UNIT), look, progress))
-    small, flag, photons = (
-        np.concatenate([part[name] for part in parts]) for name in ("small", "flag", "photons")
-    )
-    bright = np.quantile(small, 0.9, axis=(1, 2))
+    small: Image | None = None
+    flag = np.zeros(n, np.uint32)
+    bright = np.zeros(n)
+    gains = []
+    still = Still((h, w))
+    parts = (pieces or InMemory()).each("survey", -(-n // UNIT), look, progress)
+    for number, part in enumerate(parts):
+        if small is None:
+            small = np.empty((n, *part["small"].shape[1:]), np.float32)
+        rows = slice(number * UNIT, number * UNIT + len(part["small"]))
+        small[rows], flag[rows] = part["small"], part["flag"]
+        bright[rows] = np.quantile(part["small"], 0.9, axis=(1, 2))
+        gains.append(part["photons"])
+        still.also(part["still"], part["value"])
+    assert small is not None
     flag[bright < LEAST_SHARE * np.median(bright)] |= np.uint32(Flag.NO_LIGHT)
+    photons = np.concatenate(gains)
     known = photons[np.isfinite(photons)]
     gain = float(np.median(known)) if len(known) else 1.0
-    broken = _never_changing(parts, n, (h, w))
+    broken = still.broken(n)
     seen = Survey(level, dark is not None, small, factor, flag, gain, broken)
     if seen.usable.sum() < 2:
         raise FlatFieldError(_nothing_left(scan, seen))
@@ -194,26 +210,34 @@ def _clipped(counts: Image) -> bool:
     return top > 0 and float((np.abs(counts - top) < TOP * top).mean()) > TOP_SHARE
 
 
-def _never_changing(
-    parts: list[Mapping[str, Array]], n: int, shape: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Pixels `(h, w)` of one value in all frames although light changes: dead or stuck.
+class Still:
+    """Pixels that had one value in all frames so far, from pieces of a scan one after another.
 
-    Noise alone makes an honest pixel differ between frames; three equal ones are no chance.
+    Where light changes, noise alone makes an honest pixel differ: those are dead or stuck.
     """
-    none = np.zeros(shape, np.bool_)
-    if n < 3:
-        return none
-    still, value = parts[0]["still"], parts[0]["value"]
-    for part in parts[1:]:
-        still, ours, theirs = np.intersect1d(
-            still, part["still"], assume_unique=True, return_indices=True
-        )
-        equal = value[ours] == part["value"][theirs]
-        still, value = still[equal], value[ours][equal]
-    same = none.copy()
-    same.flat[still] = True
-    return same if same.mean() < 0.5 else none
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._known: tuple[Array, Array] | None = None
+
+    def also(self, still: Array, value: Array) -> None:
+        """See more frames: `still` `(k,)` flat indices of pixels with one `value` `(k,)` in all of them."""
+        if self._known is not None:
+            before, values = self._known
+            still, ours, theirs = np.intersect1d(
+                before, still, assume_unique=True, return_indices=True
+            )
+            equal = values[ours] == value[theirs]
+            still, value = still[equal], values[ours][equal]
+        self._known = still, value
+
+    def broken(self, n: int) -> NDArray[np.bool_]:
+        """Pixels `(h, w)` that stood still in `n` frames: three equal values are no chance."""
+        same = np.zeros(self.shape, np.bool_)
+        if n < 3 or self._known is None:
+            return same
+        same.flat[self._known[0]] = True
+        return same if same.mean() < 0.5 else np.zeros_like(same)
 
 
 def photons_per_count(counts: Image) -> float:
@@ -238,11 +262,6 @@ def photons_per_count(counts: Image) -> float:
 
 def _nothing_left(scan: Scan, seen: Survey) -> str:
     n = scan.shape[0]
-    if n < 2:
-        return (
-            f"{scan.path}: expected at least two frames, got {n}; "
-            "one alone cannot tell background from sample: add frames that share its background"
-        )
     names = {
         "no light": Flag.NO_LIGHT,
         "saturated": Flag.SATURATED,

@@ -32,9 +32,9 @@ def make_stack(known: Known, base: Base, targets: NDArray[np.intp]) -> Stack:
     present = np.zeros((b, WINDOW), np.float32)
     for k, target in enumerate(targets):
         chosen = window_of(int(target), known.usable)
-        frames[k, : len(chosen)] = log_counts(known.frames[chosen], base.lit) - base.fields[chosen]
+        frames[k, : len(chosen)] = log_counts(known.frames[chosen], base.lit) - base.fields(chosen)
         present[k, : len(chosen)] = 1
-    fields = base.fields[targets]
+    fields = base.fields(targets)
     gain = np.zeros(b) if known.log_exposure is None else known.log_exposure[targets]
 
     def flag(value: object) -> Tensor:
@@ -59,7 +59,7 @@ def make_stack(known: Known, base: Base, targets: NDArray[np.intp]) -> Stack:
         present=torch.from_numpy(present),
         count=torch.full((b,), float(known.usable.sum())),
         base=torch.from_numpy(fields),
-        doubt=torch.from_numpy(base.std[targets]),
+        doubt=torch.from_numpy(base.std(targets)),
         lit=torch.from_numpy(base.lit.astype(np.float32)).expand(b, h, w),
         photons=torch.full((b,), known.photons),
         before=reference(before),
