@@ -248,6 +248,27 @@ def test_pieces_in_memory_are_the_same():
     assert pieces.get("piece", 1) == make(1)
 
 
+def test_pieces_do_not_pile_up_while_one_is_stored(tmp_path, monkeypatch):
+    made = []
+
+    def note(number):
+        made.append(number)
+        return make(number)
+
+    with PartFolder(tmp_path / "out.h5", SIGNATURE) as part:
+        save, ahead = part.save, []
+
+        def slow(name, data, **meta):
+            time.sleep(0.02)
+            ahead.append(len(made) - len(part.names()))
+            save(name, data, **meta)
+
+        monkeypatch.setattr(part, "save", slow)
+        assert len(list(Shared(part, Team(), 2).each("piece", 20, note))) == 20
+    assert sorted(made) == [*range(20)]
+    assert max(ahead) <= 3, "the one in hand and one for each worker"
+
+
 def test_who_waits_hears_of_a_failure(tmp_path):
     out = tmp_path / "out.h5"
     with PartFolder(out, SIGNATURE) as first, PartFolder(out, SIGNATURE, rank=1) as second:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -240,10 +240,10 @@ class PartFolder:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         self.save(name, buffer.getvalue())
 
-    def load_arrays(self, name: str) -> dict[str, Array]:
-        """Return what `save_arrays` stored."""
+    def load_arrays(self, name: str, only: Collection[str] = ()) -> dict[str, Array]:
+        """Return what `save_arrays` stored; `only` these arrays, where given."""
         with np.load(io.BytesIO(self.load(name)), allow_pickle=False) as stored:
-            return dict(stored)
+            return {name: stored[name] for name in only or stored.files}
 
     def refresh(self, verify: bool = False) -> None:
         """Learn what all ranks have finished; `verify` checks every shard not yet known."""

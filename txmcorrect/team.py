@@ -11,8 +11,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -99,6 +100,19 @@ def assembled(device: str) -> Iterator[Team]:
         state.destroy_process_group()
 
 
+def _in_order(
+    pool: ThreadPoolExecutor, make: Make, numbers: Sequence[int], ahead: int
+) -> Iterator[Arrays]:
+    """Pieces as they are asked for; no more than `ahead` lie ready beside the one in hand."""
+    waiting: deque[Future[Arrays]] = deque()
+    for number in numbers:
+        waiting.append(pool.submit(make, number))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def _end_with(launcher: int) -> None:
     """End this process when its launcher is gone: nobody would, and it would hold the output."""
     while os.getppid() == launcher:
@@ -115,8 +129,8 @@ class Pieces(Protocol):
         """Yield pieces `0..count` of a kind in order; `make(i)` makes one that nobody has made yet."""
         ...
 
-    def get(self, kind: str, number: int) -> Arrays:
-        """A piece that was made before."""
+    def get(self, kind: str, number: int, only: Collection[str] = ()) -> Arrays:
+        """A piece that was made before; of its arrays `only` these, where given."""
         ...
 
 
@@ -135,7 +149,7 @@ class InMemory:
                 progress(number + 1, count)
             yield self._made[kind, number]
 
-    def get(self, kind: str, number: int) -> Arrays:
+    def get(self, kind: str, number: int, only: Collection[str] = ()) -> Arrays:
         return self._made[kind, number]
 
 
@@ -173,7 +187,9 @@ class Shared:
         ]
         with ThreadPoolExecutor(self.workers) as pool:
             try:
-                for number, arrays in zip(mine, pool.map(make, mine), strict=True):
+                for number, arrays in zip(
+                    mine, _in_order(pool, make, mine, self.workers), strict=True
+                ):
                     self.part.save_arrays(names[number], **arrays)
                     if progress is not None:
                         progress(number + 1, count)
@@ -186,8 +202,8 @@ class Shared:
         for name in names:
             yield self.part.load_arrays(name)
 
-    def get(self, kind: str, number: int) -> Arrays:
-        return self.part.load_arrays(piece_name(self.prefix + kind, number))
+    def get(self, kind: str, number: int, only: Collection[str] = ()) -> Arrays:
+        return self.part.load_arrays(piece_name(self.prefix + kind, number), only)
 
     def parts(self, kind: str, count: int) -> list[Shared]:
         """Shares for the numbered parts of a whole, each part done by one process."""

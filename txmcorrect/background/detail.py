@@ -177,7 +177,7 @@ def averaged(told: Image, doubt: Image, seen: Image, noise: Image) -> Image:
 
 def survey_light(survey: Survey, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Pixels `(h, w)` that work and have half of the usual light or more."""
-    small = torch.from_numpy(np.median(survey.small[survey.usable], 0))[None]
+    small = torch.from_numpy(np.median(survey.small[choose_frames(survey.usable)], 0))[None]
     light = spread_out(small, survey.factor, (shape[0], shape[1]))[0].numpy()
     return np.asarray((light > np.median(light) / 2) & ~survey.broken)
 

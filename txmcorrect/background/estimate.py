@@ -16,6 +16,7 @@ from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import RIM, lit_mean, pair_condition
 from txmcorrect.background.known import Known, kind_of
 from txmcorrect.background.stack import stack_condition
+from txmcorrect.background.thumbnails import Small
 from txmcorrect.background.windows import make_stack
 from txmcorrect.diffusion.denoiser import Noise
 from txmcorrect.diffusion.samplers import SAMPLERS
@@ -77,7 +78,7 @@ def partners(frame: int, interval: int, usable: NDArray[np.bool_], count: int) -
 
 
 def pair_conditions(
-    small: NDArray[np.float32],
+    small: Small,
     usable: NDArray[np.bool_],
     interval: int,
     photons: float,

@@ -12,6 +12,7 @@ from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.overlaps import Shared
 from txmcorrect.background.scale import LEAST, Reference
 from txmcorrect.background.survey import Survey
+from txmcorrect.background.thumbnails import Small
 
 Image = NDArray[np.float32]
 COARSE = 4  # bin in which flats are compared
@@ -35,7 +36,7 @@ class Known:
     turning : the sample turns, so that parts of it may never leave their place.
     """
 
-    frames: Image
+    frames: Small
     usable: NDArray[np.bool_]
     log_exposure: NDArray[np.float64] | None
     photons: float

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.quality import Flag
+from txmcorrect.background.thumbnails import Small, Thumbnails
 from txmcorrect.errors import FlatFieldError
 from txmcorrect.scan import Array, Frames, Scan
 from txmcorrect.stream import iter_blocks
@@ -29,7 +30,7 @@ TOP, TOP_SHARE = (
     0.2,
 )  # of the largest value; of the pixels: noise spreads an honest frame wider
 BYTES_PER_PIXEL = 8.0  # a block in its own type; single frames of it become float32
-UNIT = 32  # frames looked at in one piece of work
+SURVEY, UNIT = "survey", 32  # pieces of work: their kind, and how many frames each looks at
 NOISE_FRAMES = 64
 ENOUGH_PIXELS = 2**18
 
@@ -41,7 +42,7 @@ class Survey:
     Attributes
     ----------
     dark : `(h, w)` counts; dark_known : darks were given.
-    small : `(n, h', w')` counts above dark on the working grid; factor : its bin.
+    small : `(n, h', w')` counts above dark on the working grid, as asked for; factor : its bin.
     flag : `(n,)` bits of `quality.Flag`; usable : `(n,)` frames that may serve as conditions.
     photons : detected photons per count, a lower bound from the noise itself.
     broken : `(h, w)` pixels that are dead or stuck.
@@ -49,7 +50,7 @@ class Survey:
 
     dark: Image
     dark_known: bool
-    small: Image
+    small: Small
     factor: int
     flag: NDArray[np.uint32]
     photons: float
@@ -127,26 +128,26 @@ def survey_scan(
         start = number * UNIT
         return _look(scan.projections, start, min(start + UNIT, n), level, factor, told, memory)
 
-    small: Image | None = None
+    pieces = pieces or InMemory()
+    grid = (0, 0)
     flag = np.zeros(n, np.uint32)
     bright = np.zeros(n)
     gains = []
     still = Still((h, w))
-    parts = (pieces or InMemory()).each("survey", -(-n // UNIT), look, progress)
+    parts = pieces.each(SURVEY, -(-n // UNIT), look, progress)
     for number, part in enumerate(parts):
-        if small is None:
-            small = np.empty((n, *part["small"].shape[1:]), np.float32)
+        grid = part["small"].shape[1:]
         rows = slice(number * UNIT, number * UNIT + len(part["small"]))
-        small[rows], flag[rows] = part["small"], part["flag"]
+        flag[rows] = part["flag"]
         bright[rows] = np.quantile(part["small"], 0.9, axis=(1, 2))
         gains.append(part["photons"])
         still.also(part["still"], part["value"])
-    assert small is not None
     flag[bright < LEAST_SHARE * np.median(bright)] |= np.uint32(Flag.NO_LIGHT)
     photons = np.concatenate(gains)
     known = photons[np.isfinite(photons)]
     gain = float(np.median(known)) if len(known) else 1.0
     broken = still.broken(n)
+    small = Thumbnails(pieces, SURVEY, UNIT, (n, *grid))
     seen = Survey(level, dark is not None, small, factor, flag, gain, broken)
     if seen.usable.sum() < 2:
         raise FlatFieldError(_nothing_left(scan, seen))
