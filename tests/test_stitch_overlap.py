@@ -94,6 +94,24 @@ def test_a_drift_from_tile_to_tile_is_found_where_tiles_do_not_overlap():
     assert left(0.9) < 0.8 * left(0.0) < 0.8 * wrong.std()
 
 
+def test_what_only_edges_see_is_undone_there_and_left_alone_inside():
+    """As at a detector's rim: too steep for any broad field."""
+    images, _ = tiles(4, shared=0)
+    rng = np.random.default_rng(4)
+    along = gaussian_filter(rng.standard_normal((9, 96)), (0, 12))
+    wrong = (0.1 * along / along.std())[:, :, None] * np.exp((np.indices(SHAPE)[1] - 95) / 8)
+    images = images * np.exp(wrong)
+    seam, left = {}, {}
+    for near in (1e-6, 0.1):
+        result, fixed = refined(images, near_size=near)
+        seam[near] = seam_figure(seams(fixed))
+        left[near] = np.std([wrong[k] - result.log_background(k) for k in range(9)])
+    assert seam[0.1] < 0.75 * seam[1e-6] < 0.75 * seam_figure(seams(images))
+    assert left[0.1] < left[1e-6] < wrong.std()
+    inside = np.abs(result.near[:, 8:-8, 8:-8]).max()
+    assert inside < 0.01 * np.abs(result.near).max()
+
+
 @pytest.mark.parametrize("size", [8, 64])
 def test_implants_are_recovered(size):
     images, _ = tiles(3, shared=0.05, own=0.02)

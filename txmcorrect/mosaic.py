@@ -46,7 +46,7 @@ Array = NDArray[Any]
 
 NOT_TRUSTED = 3
 PREVIEW_PX = 1600
-GAINS_ONLY = Smoothness(shared_size=1e-6, own_size=1e-6, gain=0.1)
+GAINS_ONLY = Smoothness(shared_size=1e-6, own_size=1e-6, near_size=1e-6, gain=0.1)
 
 
 def run(settings: MosaicSettings) -> Result:

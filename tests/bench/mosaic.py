@@ -18,6 +18,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from txmcorrect.background.methods import METHODS
 from txmcorrect.baselines import external
 from txmcorrect.baselines.contract import Flats, Problem
 from txmcorrect.metrics import psnr
+from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.align import JITTER, Tiles, align_grid
 from txmcorrect.stitch.blend import blend_strips, feather
@@ -190,6 +192,8 @@ def one_cell(kind, overlap, seed, size, peers, bases):
     scan = simulate_scan(
         kind, "medium", 5000, (size, size), seed, "benchmark", "stale", None, GRID, overlap, 0
     )
+    # As `mosaic` does: the rim of the beam is left out, for every method alike.
+    scan = replace(scan, lit=lit_area(backgrounds(scan, "median")[0], scan.lit)[0])
     raw = scan.counts - scan.dark.mean(0)
     truth = scan.position_px
     rows = []

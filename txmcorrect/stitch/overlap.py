@@ -2,12 +2,14 @@
 
 In the logarithm a tile is sample + background error, and the sample drops out of the difference of two
 tiles where they overlap. What is left is linear in the error: a gain per tile, a field that all tiles
-share (a poor flat), a smoother field of each tile alone (drift). Only differences between tiles enter,
-so nothing of the sample can be taken for background or be flattened, whatever the weights are.
+share (a poor flat), a smoother field of each tile alone (drift), and near the overlaps themselves what
+these leave (a detector whose edge sees otherwise than its middle). Only differences between tiles
+enter, so nothing of the sample can be taken for background or be flattened, whatever the weights are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +54,10 @@ class Smoothness:
 
     Attributes
     ----------
-    shared_step, own_step : distance of the nodes of the shared and of each tile's field, as parts of
-    the frame. shared, own : log change from node to node, one standard deviation; shared_size,
-    own_size : log value of a node, the same.
+    shared_step, own_step, near_step : distance of the nodes of the shared field, of each tile's, and
+    of what a tile has near its overlaps alone, as parts of the frame. shared, own, near : log change
+    from node to node, one standard deviation; shared_size, own_size : log value of a field, near_size
+    of a single node, the same: `near` ends a node or two away from where overlaps ask for it.
     gain : log gain of a tile, one standard deviation. A shared slope and gains that rise from tile to
     tile look alike in overlaps: what is known of the gains has to part them.
     kept : correlation of the fields of two tiles taken one after the other: beams drift slowly.
@@ -63,10 +66,13 @@ class Smoothness:
 
     shared_step: float = 1 / 32
     own_step: float = 1 / 8
+    near_step: float = 1 / 32
     shared: float = 0.02
     own: float = 0.03
+    near: float = 0.1
     shared_size: float = 0.02
     own_size: float = 0.03
+    near_size: float = 0.1
     gain: float = 0.005
     kept: float = 0.9
     noise: float = 0.03
@@ -80,17 +86,19 @@ class Refinement:
     Attributes
     ----------
     log_gain : `(n,)`, their mean is zero. shared : `(gy, gx)` nodes. own : `(n, hy, hx)` nodes.
-    shape : frame (h, w).
+    near : `(n, iy, ix)` nodes. shape : frame (h, w).
     """
 
     log_gain: Array
     shared: Array
     own: Array
+    near: Array
     shape: tuple[int, int]
 
     def log_background(self, tile: int) -> Array:
         """What to subtract from the logarithm of a tile, `(h, w)`."""
-        field = _spread(self.shared, self.shape) + _spread(self.own[tile], self.shape)
+        fields = (self.shared, self.own[tile], self.near[tile])
+        field = sum(_spread(nodes, self.shape) for nodes in fields)
         return np.asarray(field + self.log_gain[tile], np.float32)
 
 
@@ -147,27 +155,61 @@ def refine(
 ) -> Refinement:
     """Find gains and fields that make overlapping tiles agree, as smooth as they can be.
 
-    Robust (Huber) linear least squares in the log domain.
+    Robust (Huber) linear least squares in the log domain, twice: gains and fields that reach across the
+    frame first; what these leave is undone where it is seen, near the overlaps. All at once, what is
+    near would take from what is broad, which alone puts the inside of a tile right.
 
     Parameters
     ----------
     seams : of all overlapping pairs. n : tiles. shape : frame (h, w).
     """
     prior = smoothness or Smoothness()
-    grids = [_nodes(shape, prior.shared_step), _nodes(shape, prior.own_step)]
-    sizes = [n, int(np.prod(grids[0])), n * int(np.prod(grids[1]))]
-    design, ratio, weight = _equations(seams, n, shape, grids)
-    penalty = sparse.block_diag(
+    steps = (prior.shared_step, prior.own_step, prior.near_step)
+    shared, own, near = (_nodes(shape, step) for step in steps)
+    ratio = np.concatenate([np.zeros(0), *(s.log_ratio for s in seams)])
+    weight = np.concatenate([np.zeros(0), *(s.weight for s in seams)])
+    precision = 1 / (prior.noise**2 / np.maximum(weight, 1e-6) + prior.misfit**2)
+
+    def one(place: Array, tile: Array) -> Any:
+        every = _of_tile(sparse.csr_array(np.ones((len(tile), 1))), tile, n)
+        everywhere = _bilinear(place, shape, shared)
+        alone = _of_tile(_bilinear(place, shape, own), tile, n)
+        return sparse.hstack([every, everywhere, alone], format="csr")
+
+    expected = sparse.block_diag(
         [
             sparse.eye_array(n) / prior.gain**2,
-            _penalty(grids[0], prior.shared, prior.shared_size),
-            sparse.kron(_in_time(n, prior.kept), _penalty(grids[1], prior.own, prior.own_size)),
+            _rough(shared, prior.shared) + _large(shared, prior.shared_size),
+            sparse.kron(
+                _in_time(n, prior.kept), _rough(own, prior.own) + _large(own, prior.own_size)
+            ),
         ],
         format="csc",
     )
-    precision = 1 / (prior.noise**2 / np.maximum(weight, 1e-6) + prior.misfit**2)
+    design = _between(seams, one)
+    broad = _robust(design, ratio, precision, expected)
+    gain, everywhere, alone = np.split(broad, np.cumsum([n, math.prod(shared)]))
+
+    single = _rough(near, prior.near) + sparse.eye_array(math.prod(near)) / prior.near_size**2
+    left = _robust(
+        _between(seams, lambda place, tile: _of_tile(_bilinear(place, shape, near), tile, n)),
+        ratio - design @ broad,
+        precision,
+        sparse.kron(sparse.eye_array(n), single, format="csc"),
+    )
+    return Refinement(
+        gain - gain.mean(),
+        everywhere.reshape(shared),
+        alone.reshape(n, *own),
+        left.reshape(n, *near),
+        shape,
+    )
+
+
+def _robust(design: Any, ratio: Array, precision: Array, penalty: Any) -> Array:
+    """Solution `(k,)` of the normal equations under Huber's loss."""
     robust = np.ones(len(ratio))
-    solution = np.zeros(sum(sizes))
+    solution = np.zeros(penalty.shape[0])
     for _ in range(ROUNDS):
         scaled = design.multiply((precision * robust)[:, None]).tocsr()
         normal = (design.T @ scaled + penalty).tocsr()
@@ -183,10 +225,7 @@ def refine(
         residual = np.abs(ratio - design @ solution)
         usual = max(1.4826 * float(np.median(residual)) if len(residual) else 0.0, 1e-4)
         robust = np.minimum(1.0, HUBER * usual / np.maximum(residual, 1e-12))
-    gain, shared, own = np.split(solution, np.cumsum(sizes)[:-1])
-    return Refinement(
-        gain - gain.mean(), shared.reshape(grids[0]), own.reshape(n, *grids[1]), shape
-    )
+    return np.asarray(solution)
 
 
 def _nodes(shape: tuple[int, int], step: float) -> tuple[int, int]:
@@ -195,36 +234,25 @@ def _nodes(shape: tuple[int, int], step: float) -> tuple[int, int]:
     return rows, columns
 
 
-def _equations(
-    seams: Sequence[Seam], n: int, shape: tuple[int, int], grids: Sequence[tuple[int, int]]
-) -> tuple[Any, Array, Array]:
-    """Log ratio = unknowns of the first tile - unknowns of the second, a row per block."""
-    if not seams:
-        width = n + int(np.prod(grids[0])) + n * int(np.prod(grids[1]))
-        return sparse.csr_array((0, width)), np.zeros(0), np.zeros(0)
-    first = np.concatenate([np.full(len(s.weight), s.first) for s in seams])
-    second = np.concatenate([np.full(len(s.weight), s.second) for s in seams])
-    sides = [
-        _tile_rows(first, np.concatenate([s.place_first for s in seams]), n, shape, grids),
-        _tile_rows(second, np.concatenate([s.place_second for s in seams]), n, shape, grids),
-    ]
-    ratio = np.concatenate([s.log_ratio for s in seams])
-    weight = np.concatenate([s.weight for s in seams])
-    return (sides[0] - sides[1]).tocsr(), ratio, weight
+def _between(seams: Sequence[Seam], one: Callable[[Array, Array], Any]) -> Any:
+    """Log ratio = unknowns of the first tile - unknowns of the second, a row per block.
+
+    `one` : what each unknown adds to the log of tiles `(k,)` at places `(k, 2)`.
+    """
+    none, blocks = np.zeros((0, 2)), [len(s.weight) for s in seams]
+    first = np.concatenate([none, *(s.place_first for s in seams)])
+    second = np.concatenate([none, *(s.place_second for s in seams)])
+    tiles = np.array([(s.first, s.second) for s in seams], np.intp).reshape(-1, 2)
+    ones, others = np.repeat(tiles, blocks, 0).T
+    return (one(first, ones) - one(second, others)).tocsr()
 
 
-def _tile_rows(
-    tile: Array, place: Array, n: int, shape: tuple[int, int], grids: Sequence[tuple[int, int]]
-) -> Any:
-    """What each unknown adds to the log of a tile at a place, a row per block."""
-    k = len(tile)
-    gain = sparse.csr_array((np.ones(k), (np.arange(k), tile)), shape=(k, n))
-    shared = _bilinear(place, shape, grids[0])
-    own = _bilinear(place, shape, grids[1]).tocoo()
-    size = int(np.prod(grids[1]))
-    column = tile[own.row] * size + own.col
-    spread = sparse.csr_array((own.data, (own.row, column)), shape=(k, n * size))
-    return sparse.hstack([gain, shared, spread], format="csr")
+def _of_tile(weights: Any, tile: Array, n: int) -> Any:
+    """Weights `(k, m)` of the unknowns of a tile among those of all tiles, `(k, n m)`."""
+    entries, size = weights.tocoo(), weights.shape[1]
+    column = tile[entries.row] * size + entries.col
+    shape = (weights.shape[0], n * size)
+    return sparse.csr_array((entries.data, (entries.row, column)), shape=shape)
 
 
 def _bilinear(place: Array, shape: tuple[int, int], grid: tuple[int, int]) -> Any:
@@ -245,15 +273,18 @@ def _bilinear(place: Array, shape: tuple[int, int], grid: tuple[int, int]) -> An
     return sparse.csr_array(entries, shape=(len(place), grid[0] * grid[1]))
 
 
-def _penalty(grid: tuple[int, int], step: float, size: float) -> Any:
-    """Squared differences of neighbouring nodes over `step`, and squared nodes over `size`."""
+def _rough(grid: tuple[int, int], step: float) -> Any:
+    """Squared differences of neighbouring nodes over `step`."""
     steps = [sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(g - 1, g)) for g in grid]
     along = sparse.kron(steps[0], sparse.eye_array(grid[1]))
     across = sparse.kron(sparse.eye_array(grid[0]), steps[1])
-    rough = along.T @ along + across.T @ across
-    nodes = grid[0] * grid[1]
-    # All nodes of a field together are one guess at its size, not as many as there are nodes.
-    return rough / step**2 + sparse.eye_array(nodes) / (size**2 * WHOLE * nodes)
+    return (along.T @ along + across.T @ across) / step**2
+
+
+def _large(grid: tuple[int, int], size: float) -> Any:
+    """Squared nodes over `size`: all together are one guess at it, not as many as there are nodes."""
+    nodes = math.prod(grid)
+    return sparse.eye_array(nodes) / (size**2 * WHOLE * nodes)
 
 
 def _in_time(n: int, kept: float) -> Any:
