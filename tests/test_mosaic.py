@@ -58,6 +58,7 @@ def test_a_grid_alone_gives_the_positions_and_an_image(scene, tmp_path):
     assert np.isfinite(image).mean() > 0.85
     assert {p.suffix for p in result.outputs} == {".tif", ".png", ".html", ".txt"}
     assert all(p.stat().st_size for p in result.outputs)
+    assert "tiles contradict each other" in (tmp_path / "mosaic.html").read_text()
     assert not list(tmp_path.glob(".mosaic*"))
 
 

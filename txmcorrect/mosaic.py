@@ -126,6 +126,13 @@ def stitch(
         "seams before": f"{seam_figure(before):.4f}",
         "seams after": f"{seam_figure(after):.4f} (mean |log ratio| of blocks in the overlaps)",
     }
+    most = refinement.most_near
+    if most is not None:
+        tile, change = most
+        facts["tiles contradict each other"] = (
+            f"by up to {200 * np.expm1(change):.1f} % ({plan.names[tile]}); near the overlaps they were "
+            "brought to agree half-way"
+        )
     if alignment.steps is not None:
         across, down = alignment.steps
         facts["overlap found"] = f"{w - across[1]:.0f} px across, {h - down[0]:.0f} px down"

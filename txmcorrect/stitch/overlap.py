@@ -95,6 +95,13 @@ class Refinement:
     near: Array
     shape: tuple[int, int]
 
+    @property
+    def most_near(self) -> tuple[int, float] | None:
+        """Tile and size of the largest change that only its overlaps asked for; None without any."""
+        each = np.abs(self.near).max((1, 2))
+        tile = int(each.argmax())
+        return (tile, float(each[tile])) if each[tile] > 0 else None
+
     def log_background(self, tile: int) -> Array:
         """What to subtract from the logarithm of a tile, `(h, w)`."""
         fields = (self.shared, self.own[tile], self.near[tile])
