@@ -21,7 +21,7 @@ FOUNDATION = {
     "matching",
     "memo",
 }
-FOUNDATION |= {"physics", "metrics", "allocation"}
+FOUNDATION |= {"physics", "metrics", "allocation", "ahead"}
 ALGORITHMS = {"diffusion", "stitch", "recon", "baselines", "simulate"}
 # Each workflow with the package of parts that only it uses.
 WORKFLOWS = {

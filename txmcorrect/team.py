@@ -11,13 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from txmcorrect.ahead import in_order
 from txmcorrect.errors import OutputError, TxmError
 from txmcorrect.scan import Array
 from txmcorrect.stream import PartFolder
@@ -100,19 +100,6 @@ def assembled(device: str) -> Iterator[Team]:
         state.destroy_process_group()
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, make: Make, numbers: Sequence[int], ahead: int
-) -> Iterator[Arrays]:
-    """Pieces as they are asked for; no more than `ahead` lie ready beside the one in hand."""
-    waiting: deque[Future[Arrays]] = deque()
-    for number in numbers:
-        waiting.append(pool.submit(make, number))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def _end_with(launcher: int) -> None:
     """End this process when its launcher is gone: nobody would, and it would hold the output."""
     while os.getppid() == launcher:
@@ -188,7 +175,7 @@ class Shared:
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for number, arrays in zip(
-                    mine, _in_order(pool, make, mine, self.workers), strict=True
+                    mine, in_order(pool, make, mine, self.workers), strict=True
                 ):
                     self.part.save_arrays(names[number], **arrays)
                     if progress is not None:

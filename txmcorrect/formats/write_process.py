@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect import __version__
+from txmcorrect.ahead import in_order
 from txmcorrect.formats.write_slabs import GZIP, ROWS, Slabs
 from txmcorrect.scan import Array
 
 GROUP = "process/txmcorrect"
 STD_BITS = 9  # a thousandth of a spread
+AHEAD = 2  # key images made while one is compressed
 
 
 class Images(Protocol):
@@ -120,10 +122,12 @@ def _write_images(
         shuffle=True,
     )
     cut = Slabs((1, h, w))
-    for i in range(len(images)):
-        image = np.asarray(images[i], np.float32)
-        if bits is not None:
-            image = _rounded(image, bits)
+
+    def make(index: int) -> Array:
+        image = np.asarray(images[index], np.float32)
+        return image if bits is None else _rounded(image, bits)
+
+    for i, image in enumerate(in_order(pool, make, range(len(images)), AHEAD)):
         for row, chunk in zip(cut.rows(), cut.pack(image[None], pool), strict=True):
             dataset.id.write_direct_chunk((i, row, 0), chunk)
 
