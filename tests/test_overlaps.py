@@ -1,14 +1,18 @@
 """Where frames of a mosaic overlap: the same sample before two places of a drifting background."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background.base import cosines
+from txmcorrect.background import base
+from txmcorrect.background.base import cosines, find_base
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
 from txmcorrect.background.estimate import FOREIGN, weighed, width
+from txmcorrect.background.known import Known
 from txmcorrect.background.overlaps import LEAST_BLOCKS, MOST_BLOCKS, find_overlaps, read_overlaps
 from txmcorrect.background.quality import Flag
 from txmcorrect.background.survey import Survey
@@ -187,3 +191,45 @@ def test_network_and_fit_count_by_what_they_know():
     assert combined(1e-5, 0.05)[1].max() < 1e-6
     assert combined(0.5, 0.001)[1].min() > 0.999
     assert (width(share) < width(torch.ones(1))).all()
+
+
+def ripples_that_moved(rng):
+    """A mosaic of few grains under ripples that moved by half a wave since the reference was taken."""
+    corner = np.array([(i, j) for i in range(4) for j in range(4)]) * STEP
+    world = np.zeros(corner.max(0) + SHAPE, np.float32)
+    for y, x in rng.integers(0, np.array(world.shape) - 6, (60, 2)):
+        world[y : y + 6, x : x + 6] -= 0.3
+    tiles = np.stack([world[y : y + SHAPE[0], x : x + SHAPE[1]] for y, x in corner])
+    beam = smooth(rng, (SHAPE[0], SHAPE[1] + 4), 1.5, 0.05)
+    reference, now = beam[:, 4:], beam[:, :-4]
+    logs = now + tiles + 0.005 * rng.standard_normal(tiles.shape).astype(np.float32)
+    return Known(
+        frames=(1000 * np.exp(logs)).astype(np.float32),
+        usable=np.ones(len(logs), bool),
+        log_exposure=None,
+        photons=1.0,
+        before=1000 * np.exp(reference),
+        overlaps=shared_of(logs, corner.astype(float)),
+    ), now
+
+
+def test_a_stale_reference_is_brought_up_to_date_by_what_all_tiles_share(monkeypatch):
+    known, now = ripples_that_moved(np.random.default_rng(8))
+    every = np.arange(len(known.frames))
+    found = shape_rms(find_base(known).fields(every) - now)
+    stale = shape_rms((np.log(known.before) - now)[None])
+    monkeypatch.setattr(base, "in_common", lambda logs, lit: np.zeros(lit.shape, np.float32))
+    without = shape_rms(find_base(known).fields(every) - now)
+    assert found < 0.4 * without < 0.4 * stale
+
+
+def test_what_stands_still_is_kept_where_nobody_says_that_the_sample_moves():
+    """The same frames without positions: a grain in all of them is no background."""
+    known, _ = ripples_that_moved(np.random.default_rng(8))
+    grain = np.zeros(SHAPE, np.float32)
+    grain[10:16, 10:16] = -0.3
+    stands = replace(known, frames=known.frames * np.exp(grain), overlaps=())
+    every = np.arange(len(known.frames))
+    change = find_base(stands).fields(every) - find_base(replace(known, overlaps=())).fields(every)
+    inside = change[:, 10:16, 10:16].mean() - change[:, :8].mean()
+    assert abs(inside) < 0.1 * 0.3
