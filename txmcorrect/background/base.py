@@ -2,7 +2,8 @@
 
 Every reference setting is the same fit (`drift`) with other modes: components of a bank, the change
 from before to after, the reference moved, broad cosines. Without references the reference is the
-median of the frames themselves, which steady cosines put right where samples were in the way.
+median of the frames themselves and, in what is fine, of their steps; steady cosines put right what is
+broad where samples were in the way.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from txmcorrect.background.drift import (
     Group,
     fit_drift,
 )
+from txmcorrect.background.gradients import fine, from_steps
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known, kind_of
 from txmcorrect.background.overlaps import find_overlaps
@@ -41,9 +43,7 @@ BROAD = 0.03  # natural log: the drift that a single reference is expected to ha
 SHIFT = 0.01  # of the long side
 # What moves is the illumination; the detector's pattern, much of what is fine, does not.
 BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
-COMMON_CELLS = (
-    12.0  # stale reference of six sparse mosaics: error 1.17 -> 0.80 (6), 0.79 (12, 30) %
-)
+COMMON_CELLS = 12.0
 COMPONENTS = 12  # of a bank
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
@@ -161,22 +161,21 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
         return first, groups
     level = np.median(logs[:, lit], 1)[:, None, None] if lit.any() else np.zeros((1, 1, 1))
     median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
-    return median, [
+    common = in_common(logs, lit)
+    middle = median - fine(median, lit, COMMON_CELLS) + common
+    groups = [
         Group(broad * cosines(lit.shape, FINE_ORDERS), STEADY, 3.0, most=20.0),
         Group(broad * cosines(lit.shape, FEW_ORDERS), MOVING),
-        Group(moved(median, lit)[:2], MOVING),  # what is fine there may be the sample
+        Group(moved(middle, lit)[:2], MOVING),  # what is fine there may be the sample
     ]
+    if known.overlaps:
+        groups.append(Group(moved(common, lit), MOVING, 0.5))
+    return middle, groups
 
 
 def in_common(logs: Image, lit: NDArray[np.bool_]) -> Image:
-    """What `logs` `(n, h, w)` have in common `(h, w)`, less what is broad: that cosines follow."""
-    if not lit.any():
-        return np.zeros(lit.shape, np.float32)
-    median = np.median(logs - np.median(logs[:, lit], 1)[:, None, None], 0)
-    median = np.where(lit, median, 0)
-    share = gaussian_filter(lit.astype(np.float32), COMMON_CELLS)
-    broad = gaussian_filter(median, COMMON_CELLS) / np.maximum(share, 0.1)
-    return np.where(lit, median - broad, 0).astype(np.float32)
+    """What is fine and alike in `logs` `(n, h, w)`: `(h, w)`. What is broad cosines follow."""
+    return fine(from_steps(logs, lit), lit, COMMON_CELLS)
 
 
 def _levels(
