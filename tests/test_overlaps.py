@@ -12,6 +12,7 @@ from txmcorrect.background.base import cosines, find_base
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
 from txmcorrect.background.estimate import FOREIGN, weighed, width
+from txmcorrect.background.gradients import fine, from_steps
 from txmcorrect.background.known import Known
 from txmcorrect.background.overlaps import LEAST_BLOCKS, MOST_BLOCKS, find_overlaps, read_overlaps
 from txmcorrect.background.quality import Flag
@@ -233,3 +234,23 @@ def test_what_stands_still_is_kept_where_nobody_says_that_the_sample_moves():
     change = find_base(stands).fields(every) - find_base(replace(known, overlaps=())).fields(every)
     inside = change[:, 10:16, 10:16].mean() - change[:, :8].mean()
     assert abs(inside) < 0.1 * 0.3
+
+
+def test_steps_tell_what_is_fine_where_samples_cover_half_of_the_frames():
+    """Grains in more than half of the frames at a time: the median is theirs, that of steps is not."""
+    rng = np.random.default_rng(9)
+    shape, n = (48, 64), 16
+    background = smooth(rng, shape, 1.5, 0.05)
+    grains = np.zeros((n, *shape), np.float32)
+    for grain in grains:
+        for y, x in rng.integers(-10, np.array(shape), (12, 2)):
+            grain[max(y, 0) : y + 16, max(x, 0) : x + 16] = -0.4
+    lit = np.ones(shape, bool)
+    lit[:, 30:33] = False  # two parts that do not touch
+    assert 0.5 < (grains != 0).mean() < 0.8
+    logs = background + grains + 0.01 * rng.standard_normal(grains.shape).astype(np.float32)
+    truth = fine(background, lit, 6.0)
+    found, median = (fine(i, lit, 6.0) for i in (from_steps(logs, lit), np.median(logs, 0)))
+    assert (found - truth)[lit].std() < 0.35 * (median - truth)[lit].std()
+    assert not found[~lit].any()
+    assert not from_steps(logs, np.zeros(shape, bool)).any()
