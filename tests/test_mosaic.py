@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from txmcorrect.cli import app
 from txmcorrect.config import MosaicSettings
 from txmcorrect.errors import FormatError, GeometryError, OutputError
 from txmcorrect.formats.ome import read_level, write_pyramid
-from txmcorrect.mosaic import run, uncovered
+from txmcorrect.mosaic import linked, run, uncovered
 from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.layout import parse_tile_configuration
@@ -245,3 +246,21 @@ def test_real_tiles_find_their_places(shared_data, tmp_path, grid):
     ]
     assert np.median(off) < 1.5
     assert max(off) < 4
+
+
+@pytest.mark.parametrize(
+    ("pairs", "held"),
+    [
+        ([], set()),
+        ([(0, 2)], {0, 2}),
+        ([(0, 2), (1, 3), (3, 5)], {1, 3, 5}),  # two columns, nothing between them
+        ([(0, 2), (1, 3), (3, 5), (2, 3)], {0, 1, 2, 3, 5}),
+    ],
+)
+def test_only_tiles_that_pairs_link_are_held_by_more_than_the_stage(pairs, held):
+    used = tuple(SimpleNamespace(first=a, second=b) for a, b in [*pairs, (4, 5)])
+    weights = [*(1.0 for _ in pairs), 0.1]  # the last one was given up
+    alignment = SimpleNamespace(
+        used=used, positions=np.zeros((6, 2)), placement=SimpleNamespace(weights=weights)
+    )
+    assert linked(alignment) == held

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
+import scipy.sparse
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from txmcorrect.background.correction import open_for
@@ -187,6 +189,25 @@ def _counted(
         stages("blending", min(top + len(strip), height), height)
 
 
+def linked(alignment: Alignment) -> set[int]:
+    """The largest group of tiles that believed pairs link to each other; others hang on the stage.
+
+    Columns that hold together while nothing says how far apart they are are several groups.
+    """
+    believed = [
+        (match.first, match.second)
+        for match, weight in zip(alignment.used, alignment.placement.weights, strict=True)
+        if weight > BELIEVED
+    ]
+    if not believed:
+        return set()
+    first, second = np.array(believed).T
+    n = len(alignment.positions)
+    graph = scipy.sparse.coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
+    _, group = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    return set(np.flatnonzero(group == np.bincount(group).argmax()).tolist())
+
+
 def pair_lines(alignment: Alignment) -> list[PairLine]:
     """Pairs for the report, weak ones with weight 0."""
     placement: Placement = alignment.placement
@@ -222,10 +243,7 @@ def raw_mosaic(source: Source, positions: Array, good: list[int], scale: float) 
 
 def judge(correction: str, plan: Plan, alignment: Alignment, left_out: dict[int, str]) -> str:
     """The correction's verdict, lowered where tiles are missing or hang on the stage alone."""
-    held = set()
-    for match, weight in zip(alignment.used, alignment.placement.weights, strict=True):
-        if weight > BELIEVED:
-            held |= {match.first, match.second}
+    held = linked(alignment)
     loose = [n for i, n in enumerate(plan.names) if i not in held and i not in left_out]
     doubts = []
     if left_out:
