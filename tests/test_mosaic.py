@@ -99,12 +99,16 @@ def test_tiles_are_corrected_once_and_stitched_again(scene, tmp_path, monkeypatc
     first = tifffile.imread(tmp_path / "mosaic.tif")
     (tmp_path / "mosaic.tif").unlink()
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("the tiles were corrected again")
 
     monkeypatch.setattr("txmcorrect.mosaicking.source.correct_scan", refuse)
     run(settings(folder, tmp_path, **given))
     assert np.array_equal(tifffile.imread(tmp_path / "mosaic.tif"), first, equal_nan=True)
+
+    save_model(model, spec.build().state_dict(), spec)  # other weights of the same name
+    with pytest.raises(AssertionError, match="corrected again"):
+        run(settings(folder, tmp_path, overwrite=True, **given))
 
 
 @pytest.mark.slow

@@ -123,6 +123,14 @@ def bundled_path(condition: str) -> Path:
     return folder / f"{condition}.safetensors"
 
 
+def gives(name: str | Path, sha256: str) -> bool:
+    """Whether `bundled` or a file holds the weights of this hash today."""
+    paths = [Path(name)]
+    if str(name) == "bundled":
+        paths = list(bundled_path("").parent.glob("*.safetensors"))
+    return any(p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest() == sha256 for p in paths)
+
+
 def condition_of(path: str | Path) -> str:
     """What the model in a file sees.
 

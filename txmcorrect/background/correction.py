@@ -29,13 +29,14 @@ from txmcorrect.background.scale import Reference, mean_reference
 from txmcorrect.background.survey import mean_frame, read_counts, scan_dark
 from txmcorrect.config import CorrectSettings
 from txmcorrect.formats import open_references, open_scan
+from txmcorrect.formats.corrected import read_result
 from txmcorrect.formats.write import Process, ResultWriter
 from txmcorrect.formats.write_slabs import SLAB
 from txmcorrect.matching import check_raw, match_references, of_energy
 from txmcorrect.scan import FloatArray, References, Scan
 from txmcorrect.stream import run_signature
 from txmcorrect.team import Pieces, Shared, Team
-from txmcorrect.weights import Model, condition_of, load_model
+from txmcorrect.weights import Model, condition_of, gives, load_model
 
 log = logging.getLogger(__name__)
 # Of a slab on its way: raw counts, float32, and what is compressed of it.
@@ -126,6 +127,22 @@ def dark_for(settings: CorrectSettings, scan: Scan) -> NDArray[np.float32] | Non
     if settings.dark is not None:
         return mean_frame(open_references(settings.dark)[0].frames)
     return scan_dark(scan)
+
+
+def is_same_run(settings: CorrectSettings, corrected: Path, raw: Path) -> bool:
+    """Whether an earlier run has already corrected `raw` (a file, or a folder of frames) with these
+    settings and with the weights that they name today.
+    """
+    files = [raw, *raw.iterdir()] if raw.is_dir() else [raw]
+    if not corrected.exists():
+        return False
+    if corrected.stat().st_mtime < max(f.stat().st_mtime for f in files):
+        return False
+    changing = {"scans", "out", "out_dir", "overwrite"}
+    given = settings.model_dump(mode="json", exclude=changing)
+    with read_result(corrected) as stored:
+        same = {k: v for k, v in stored.options.items() if k not in changing} == given
+        return same and gives(settings.model, stored.model_sha256)
 
 
 def correct_scan(

@@ -18,6 +18,8 @@ from txmcorrect.formats.hdf5 import read_frames
 from txmcorrect.formats.write_process import GROUP
 from txmcorrect.scan import Array, FloatArray
 
+CACHE = 2**20  # bytes, as HDF5 has it
+
 
 def key_weights(
     key_index: NDArray[np.integer[Any]], jump_index: NDArray[np.integer[Any]], frame: int
@@ -70,9 +72,9 @@ class Corrected:
     model_sha256, seed : see `write_process.Process`. version : program that wrote it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: int) -> None:
         self.path = path
-        self._file = _open(path)
+        self._file = _open(path, cache)
         group = self._group = self._file[GROUP]
         self.amplitude: FloatArray = group["amplitude"][()]
         self.transmission = DatasetFrames(self._find("data"), len(self.amplitude))
@@ -152,19 +154,22 @@ class Corrected:
         return next((self._file[place] for place in places if place in self._file), None)
 
 
-def read_result(path: Path) -> Corrected:
+def read_result(path: Path, cache: int = CACHE) -> Corrected:
     """Open a result of `correct` for lazy reading; close it, or use it in a `with`.
+
+    `cache` : bytes of chunks that are kept. A chunk holds several frames: who reads them one by one
+    unpacks each chunk as many times, unless those of a slab are kept.
 
     Raises
     ------
     FormatError : the file is missing, is not HDF5, or was not written by `correct`.
     """
-    return Corrected(path)
+    return Corrected(path, cache)
 
 
-def _open(path: Path) -> h5py.File:
+def _open(path: Path, cache: int) -> h5py.File:
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", rdcc_nbytes=cache)
     except OSError as error:
         reason = "no such file" if not path.exists() else str(error)
         raise FormatError(f"{path}: expected a result of `txmcorrect correct` ({reason})") from None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.correction import condition_for, correct_scan
+from txmcorrect.background.correction import condition_for, correct_scan, is_same_run
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame, read_counts
 from txmcorrect.config import CorrectSettings, MosaicSettings
@@ -25,6 +25,7 @@ Array = NDArray[Any]
 DARK_TILE = 0.05  # of the median signal: such a tile saw no beam
 MEDIAN_FRAMES = 64  # frames that a median flat is made of
 LIT_SHARE = 0.3  # of the median of a median flat
+SLABS = 2**27  # bytes of the corrected file that are kept unpacked: two slabs of 1024 x 1024
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def open_source(
         return median_source(settings, scan)
     corrected = out.with_name(f"{out.stem}.tiles.h5")
     wanted = correction_of(settings)
-    if not _is_same_run(wanted, corrected, path):
+    if not is_same_run(wanted, corrected, path):
         correct_scan(wanted, path, corrected, stages, corner_px=corners)
     return _corrected_source(scan, corrected, files)
 
@@ -88,21 +89,8 @@ def _is_corrected(settings: MosaicSettings, scan: Scan) -> bool:
     return scan.corrected_by == "txmcorrect" and not settings.force
 
 
-def _is_same_run(settings: CorrectSettings, corrected: Path, raw: Path) -> bool:
-    """Tell whether an earlier run has already corrected these tiles with these settings."""
-    files = [raw, *raw.iterdir()] if raw.is_dir() else [raw]
-    if not corrected.exists():
-        return False
-    if corrected.stat().st_mtime < max(f.stat().st_mtime for f in files):
-        return False
-    with read_result(corrected) as stored:
-        changing = {"scans", "out", "out_dir", "overwrite"}
-        given = settings.model_dump(mode="json", exclude=changing)
-        return {k: v for k, v in stored.options.items() if k not in changing} == given
-
-
 def _corrected_source(scan: Scan, path: Path, files: ExitStack) -> Source:
-    result = files.enter_context(read_result(path))
+    result = files.enter_context(read_result(path, SLABS))
     bad = (result.flag & UNUSABLE) != 0
     middle = result.key_index[len(result.key_index) // 2]
     lit, light = lit_area(result.background(int(middle)), result.lit)

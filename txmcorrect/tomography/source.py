@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.correction import correct_scan, dark_for, open_for
+from txmcorrect.background.correction import correct_scan, dark_for, is_same_run, open_for
 from txmcorrect.background.pipeline import Report
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame
 from txmcorrect.config import CorrectSettings, TomoSettings
 from txmcorrect.errors import FlatFieldError, GeometryError
 from txmcorrect.formats import open_references, open_scan
-from txmcorrect.formats.corrected import read_result
 from txmcorrect.formats.volume import read_correction
 from txmcorrect.matching import MatchedReferences, match_references
 from txmcorrect.recon.flatfield import FlatFielded
@@ -61,19 +60,10 @@ def open_source(settings: TomoSettings, path: Path, out: Path, report: Report) -
     names = set(CorrectSettings.model_fields) - {"format"}
     wanted = CorrectSettings(**settings.model_dump(include=names))
     corrected = out.with_name(f"{out.stem}.{path.stem}.corrected.h5")
-    if not _is_same_run(wanted, corrected, path):
+    if not is_same_run(wanted, corrected, path):
         correct_scan(wanted, path, corrected, report)
     found = _corrected_source(open_scan(corrected))
     return replace(found, scan=scan, temporary=corrected)
-
-
-def _is_same_run(settings: CorrectSettings, corrected: Path, raw: Path) -> bool:
-    """Tell whether an interrupted run has already corrected this scan with these settings."""
-    if not corrected.exists() or corrected.stat().st_mtime < raw.stat().st_mtime:
-        return False
-    with read_result(corrected) as stored:
-        options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
-        return stored.options == options
 
 
 def _corrected_source(scan: Scan) -> Source:
