@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write_pyramid(
     scratch = [path.with_name(f".{path.name}.level0")]
     try:
         with disk_errors(path):
-            levels = [_collect(scratch[0], strips, shape)]
+            levels = [_store(scratch[0], strips, shape)]
             while max(levels[-1].shape) > SMALLEST:
                 scratch.append(path.with_name(f".{path.name}.level{len(levels)}"))
                 levels.append(_halve(levels[-1], scratch[-1]))
@@ -57,29 +58,47 @@ def write_pyramid(
     return path
 
 
-def _collect(path: Path, strips: Iterable[tuple[int, Array]], shape: tuple[int, int]) -> Any:
-    level = np.memmap(path, np.float32, "w+", shape=shape)
-    for top, strip in strips:
-        level[top : top + len(strip)] = strip
-    return level
+@dataclass(frozen=True)
+class _Level:
+    """Rows of an image `(h, w)` in a scratch file: mapped, they would all count as memory in use."""
+
+    path: Path
+    shape: tuple[int, int]
+
+    def rows(self, top: int, stop: int) -> Array:
+        """Rows `top:stop`, no further than the last."""
+        h, w = self.shape
+        count = min(stop, h) - top
+        return np.fromfile(self.path, np.float32, count * w, offset=4 * top * w).reshape(count, w)
 
 
-def _halve(level: Any, path: Path) -> Any:
+def _store(path: Path, strips: Iterable[tuple[int, Array]], shape: tuple[int, int]) -> _Level:
+    with path.open("wb") as file:
+        file.truncate(4 * shape[0] * shape[1])
+        for top, strip in strips:
+            file.seek(4 * top * shape[1])
+            file.write(np.ascontiguousarray(strip, np.float32).data)
+    return _Level(path, shape)
+
+
+def _halve(level: _Level, path: Path) -> _Level:
     """Mean of 2 x 2 pixels, of those that are known."""
     h, w = (max(side // 2, 1) for side in level.shape)
-    half = np.memmap(path, np.float32, "w+", shape=(h, w))
-    for top in range(0, h, TILE):
-        rows = min(TILE, h - top)
-        block = np.asarray(level[2 * top : 2 * (top + rows), : 2 * w], np.float32)
-        quads = block.reshape(rows, 2, w, 2)
-        known = np.isfinite(quads)
-        count = known.sum((1, 3))
-        total = np.where(known, quads, 0).sum((1, 3))
-        half[top : top + rows] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return half
+
+    def strips() -> Iterator[tuple[int, Array]]:
+        for top in range(0, h, TILE):
+            rows = min(TILE, h - top)
+            block = level.rows(2 * top, 2 * (top + rows))[:, : 2 * w]
+            quads = block.reshape(rows, 2, w, 2)
+            known = np.isfinite(quads)
+            count = known.sum((1, 3))
+            total = np.where(known, quads, 0).sum((1, 3))
+            yield top, np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    return _store(path, strips(), (h, w))
 
 
-def _write(path: Path, levels: list[Any], pixel_size_um: float | None, name: str) -> None:
+def _write(path: Path, levels: list[_Level], pixel_size_um: float | None, name: str) -> None:
     metadata: dict[str, Any] = {"axes": "YX", "Name": name}
     resolution: dict[str, Any] = {}
     if pixel_size_um is not None:
@@ -111,11 +130,12 @@ def _write(path: Path, levels: list[Any], pixel_size_um: float | None, name: str
             )
 
 
-def _tiles(level: Any) -> Iterator[Array]:
+def _tiles(level: _Level) -> Iterator[Array]:
     """Tiles of a level in the order TIFF wants them; the last ones are padded by the writer."""
     for y in range(0, level.shape[0], TILE):
+        band = level.rows(y, y + TILE)
         for x in range(0, level.shape[1], TILE):
-            yield np.ascontiguousarray(level[y : y + TILE, x : x + TILE])
+            yield np.ascontiguousarray(band[:, x : x + TILE])
 
 
 def read_level(path: Path, least: int) -> Array:
