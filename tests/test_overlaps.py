@@ -219,9 +219,18 @@ def test_a_stale_reference_is_brought_up_to_date_by_what_all_tiles_share(monkeyp
     every = np.arange(len(known.frames))
     found = shape_rms(find_base(known).fields(every) - now)
     stale = shape_rms((np.log(known.before) - now)[None])
-    monkeypatch.setattr(base, "in_common", lambda logs, lit: np.zeros(lit.shape, np.float32))
+    monkeypatch.setattr(base, "halves_agree", lambda logs, lit: False)
     without = shape_rms(find_base(known).fields(every) - now)
     assert found < 0.4 * without < 0.4 * stale
+
+
+def test_a_fresh_reference_is_not_made_worse_by_what_tiles_share():
+    """What half of the tiles have in common with it the other half has not: noise and sample."""
+    known, now = ripples_that_moved(np.random.default_rng(8))
+    noise = 0.001 * np.random.default_rng(1).standard_normal(SHAPE)
+    fresh = replace(known, before=1000 * np.exp(now + noise))
+    every = np.arange(len(known.frames))
+    assert shape_rms(find_base(fresh).fields(every) - now) < 1.3 * noise.std()
 
 
 def test_what_stands_still_is_kept_where_nobody_says_that_the_sample_moves():

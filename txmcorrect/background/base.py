@@ -44,6 +44,7 @@ SHIFT = 0.01  # of the long side
 # What moves is the illumination; the detector's pattern, much of what is fine, does not.
 BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
 COMMON_CELLS = 12.0
+AGREED = 0.3  # correlation; four fresh references 0.16 and less, seven stale ones 0.44 and more
 COMPONENTS = 12  # of a bank
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
@@ -154,7 +155,8 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     if first is not None:
         slow = Group(broad * cosines(lit.shape, ORDERS), DRIFTING, doubt=FRESH)
         groups = [slow, Group(moved(first, lit), DRIFTING, doubt=FRESH)]
-        if known.overlaps:  # no sample stands still: what all frames have is the beam since then
+        # No sample stands still in a mosaic: what all frames have is the beam since then.
+        if known.overlaps and halves_agree(logs - first, lit):
             common = in_common(logs - first, lit)
             groups.append(Group(common[None], STRAIGHT, most=2.0))
             groups.append(Group(moved(common, lit), DRIFTING, 0.5))
@@ -176,6 +178,16 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
 def in_common(logs: Image, lit: NDArray[np.bool_]) -> Image:
     """What is fine and alike in `logs` `(n, h, w)`: `(h, w)`. What is broad cosines follow."""
     return fine(from_steps(logs, lit), lit, COMMON_CELLS)
+
+
+def halves_agree(logs: Image, lit: NDArray[np.bool_]) -> bool:
+    """Whether every other frame shows what the rest has in common, too: else it is noise and sample."""
+    if len(logs) < 4 or np.count_nonzero(lit) < 2:
+        return False
+    one, other = (in_common(half, lit)[lit] for half in (logs[::2], logs[1::2]))
+    if one.std() == 0 or other.std() == 0:
+        return False
+    return float(np.corrcoef(one, other)[0, 1]) > AGREED
 
 
 def _levels(
