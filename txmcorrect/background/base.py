@@ -44,7 +44,7 @@ SHIFT = 0.01  # of the long side
 # What moves is the illumination; the detector's pattern, much of what is fine, does not.
 BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
 COMMON_CELLS = 12.0
-AGREED = 0.3  # correlation; four fresh references 0.16 and less, ten of eleven stale ones 0.37 and more
+AGREED = 0.3  # correlation: four fresh references up to 0.16, ten of eleven stale ones from 0.37 on
 COMPONENTS = 12  # of a bank
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
