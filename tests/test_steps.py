@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background.drift import BENT, COURSE, SLOW, Group, courses, fit_drift
-from txmcorrect.background.steps import Steps, empty_cells
+from txmcorrect.background.base import cosines
+from txmcorrect.background.drift import (
+    BENT,
+    COURSE,
+    DRIFTING,
+    SLOW,
+    Group,
+    courses,
+    fit_drift,
+)
+from txmcorrect.background.estimate import MISTAKABLE, stack_conditions
+from txmcorrect.background.known import Known
+from txmcorrect.background.steps import OCTAVES, Steps, empty_cells
 
 SHAPE = (32, 48)
 LIT = np.ones(SHAPE, bool)
@@ -74,21 +85,54 @@ def test_a_sample_that_covers_every_cell_is_fitted_as_if_it_did_not_turn(seed):
     assert shape_rms(told - blind) < 0.001
 
 
-def test_what_is_always_the_same_beside_a_standing_sample_does_not_count():
+def test_steps_beside_a_sample_hardly_count_and_do_not_say_what_is_usual():
     rng = np.random.default_rng(1)
     modes, _, logs = turning(rng, capillary())
     steps = Steps(logs, LIT, [modes])
-    assert not steps.standing.any()
+    assert not steps.beside.any()
     assert steps.find_standing(np.tile(capillary().astype(np.float32), (FRAMES, 1, 1)))
-    belief = rng.uniform(0.5, 2, steps.data.shape).astype(np.float32)
-    left, lack = steps.moving(steps.data, belief)
-    mean = (belief * left).sum(0) / belief.sum(0)
-    stands = steps.standing > 0
-    assert 0.2 < stands.mean() < 0.8
-    raw = (belief * steps.data).sum(0) / belief.sum(0)
-    assert np.allclose(mean[stands], 0.01 * raw[stands], atol=1e-6)
-    assert np.array_equal(left[:, ~stands], steps.data[:, ~stands])
-    assert (lack[~stands] == 0).all()
+    assert 0.2 < steps.beside.mean() < 0.8
+    left = rng.normal(0, 0.01, steps.data.shape).astype(np.float32)
+    belief = steps.belief(left)
+    left[:, steps.beside] *= 5
+    other = steps.belief(left)
+    assert np.array_equal(other[:, ~steps.beside], belief[:, ~steps.beside])
+    assert other[:, steps.beside].max() < 1e-2 * np.median(other[:, ~steps.beside])
+
+
+def test_what_passes_through_a_cell_in_a_few_frames_makes_it_a_part_of_the_sample():
+    rng = np.random.default_rng(2)
+    modes, _, logs = turning(rng, capillary())
+    left = np.tile(capillary().astype(np.float32), (FRAMES, 1, 1))
+    left += 0.001 * rng.standard_normal(left.shape).astype(np.float32)
+    left[:5, 10:20, :6] -= 0.1
+    steps = Steps(logs, LIT, [modes])
+    assert steps.find_standing(left)
+    empty = steps.data[:, steps.octave == OCTAVES].shape[1]
+    left[:5, 10:20, :6] += 0.1
+    assert steps.find_standing(left)
+    assert steps.data[:, steps.octave == OCTAVES].shape[1] > empty
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_sphere_that_turns_keeps_its_attenuation(seed):
+    """It is as smooth as the background and moves as slowly: cells without sample tell them apart."""
+    rng = np.random.default_rng(seed)
+    modes = np.float32(0.03) * cosines(SHAPE, 6)
+    course = courses(np.linspace(0, 1, FRAMES))[:, :4] * COURSE[:4]
+    change = np.tensordot(course @ rng.standard_normal((4, len(modes))), modes, 1)
+    noise = 0.003 * rng.standard_normal((FRAMES, *SHAPE))
+    logs = (change + capillary() + noise).astype(np.float32)
+    y, x = np.indices(SHAPE, np.float64)
+    middle = SHAPE[1] / 2 + 7 * np.cos(np.linspace(0, np.pi, FRAMES)[:, None, None] + seed)
+    chord2 = 1 - ((y - SHAPE[0] / 2) ** 2 + (x - middle) ** 2) / 8**2
+    sphere = (-0.1 * np.sqrt(np.clip(chord2, 0, None))).astype(np.float32)
+    without, with_it = (
+        fit_drift(frames, LIT, [Group(modes, DRIFTING)], turning=True).change
+        for frames in (logs, logs + sphere)
+    )
+    taken = ((with_it - without) * sphere).sum() / (sphere**2).sum()
+    assert abs(taken) < 0.06  # 0.4 and more where steps beside the sample count as others
 
 
 def test_bends_are_nothing_at_both_ends():
@@ -96,3 +140,26 @@ def test_bends_are_nothing_at_both_ends():
     assert course.shape == (11, len(COURSE))
     assert np.abs(course[[0, -1]][:, list(BENT)]).max() < 1e-12
     assert np.abs(course[5, BENT[0]] - 1) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("radius", "bank", "told"), [(15.0, True, True), (40.0, True, False), (15.0, False, False)]
+)
+def test_a_turning_sample_that_nothing_tells_from_drift_is_a_doubt_about_the_scan(
+    radius, bank, told
+):
+    """Cells without sample and a bank tell; a sample that covers all, or one old reference, do not."""
+    rng = np.random.default_rng(0)
+    modes, change, logs = turning(rng, capillary(radius))
+    reference = 8 + change[0] + rng.normal(0, 0.001, SHAPE)
+    others = 8 + np.tensordot(rng.standard_normal((9, len(modes))), modes, 1)
+    known = Known(
+        frames=np.exp(8 + logs),
+        usable=np.ones(FRAMES, bool),
+        log_exposure=np.zeros(FRAMES),
+        photons=1.0,
+        before=np.exp(reference).astype(np.float32),
+        bank=np.exp(others).astype(np.float32) if bank else None,
+        turning=True,
+    )
+    assert stack_conditions(known).notes == (() if told else (MISTAKABLE,))

@@ -57,7 +57,8 @@ class Base:
     Attributes
     ----------
     reference, lit : `(h, w)`. fit : of the frames `chosen` `(m,)`; others lie between. level : `(n,)`
-    brightness of each frame over that. jumps : first frames after a jump.
+    brightness of each frame over that. jumps : first frames after a jump. mistakable : the sample turns
+    and may cover all cells: what is broad in it looks like drift.
     """
 
     reference: Image
@@ -66,6 +67,7 @@ class Base:
     level: NDArray[np.float64]
     lit: NDArray[np.bool_]
     jumps: tuple[int, ...]
+    mistakable: bool = False
 
     def fields(self, frames: NDArray[np.intp]) -> Image:
         """Log background `(b, h, w)` of frames `(b,)`."""
@@ -109,10 +111,13 @@ def find_base(known: Known) -> Base:
     time = None
     if known.after is not None and known.place is not None:
         time = known.place[chosen]
-    turning = known.turning and kind_of(known) != "none"
-    fit = fit_drift(own - reference, lit, groups, overlaps, time, turning)
+    kind = kind_of(known)
+    # A single reference is so far off that where the sample ends is guesswork.
+    told_apart = known.turning and kind in ("bank", "before-after")
+    fit = fit_drift(own - reference, lit, groups, overlaps, time, told_apart)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
-    base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps)
+    mistakable = known.turning and kind != "none" and not fit.told
+    base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps, mistakable)
     level = gain
     if not known.absolute:
         level = gain + _levels(base, logs, exposure is not None)

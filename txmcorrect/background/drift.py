@@ -81,13 +81,15 @@ class Group:
 class Fit:
     """`change` `(n, h, w)`: background over the reference, natural log, of every frame; `std`
     `(n, h, w)` of its shape, as far as the fit can tell, and `sudden`, the part of it that jumps bring
-    along; `jumps`: first frames after a jump.
+    along; `jumps`: first frames after a jump; `told`: of a sample that turns, whether it is known where
+    it ends.
     """
 
     change: Image
     std: Image
     sudden: Image
     jumps: tuple[int, ...]
+    told: bool = False
 
 
 def courses(time: Array, at: Array | None = None, jumps: tuple[int, ...] = ()) -> Array:
@@ -131,7 +133,8 @@ def fit_drift(
             break
         fit.add_jump(*found)
         fit.rounds(ROUNDS // 2, 1)
-    return Fit(fit.change(), fit.std(), fit.std(len(COURSE)), tuple(sorted(fit.jumps)))
+    jumps, told = tuple(sorted(fit.jumps)), fit.turning is not None
+    return Fit(fit.change(), fit.std(), fit.std(len(COURSE)), jumps, told)
 
 
 class _Fitting:
@@ -261,8 +264,7 @@ class _Fitting:
     def _solve(self, turn: list[Group], belief: Image, agreed: list[Array], found: bool) -> None:
         """One step of reweighted least squares on some groups; then, their sizes."""
         modes = self._modes(turn)
-        left, lack = self.steps.moving(self.left(), belief)
-        score = scores(modes, belief, left)
+        score = scores(modes, belief, self.left())
         parts = sorted({c for g in turn for c in g.course})
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
@@ -272,7 +274,7 @@ class _Fitting:
         weights = np.zeros((k, q))
         for group, own, some in zip(turn, rows, columns, strict=True):
             weights[own, some] = group.weights
-        matrix = normal_matrix(modes, belief, course, lack)
+        matrix = normal_matrix(modes, belief, course)
         right = matrix @ weights.ravel() + (score.T @ course).ravel()
         expected = (modes**2 @ belief.sum(0)).astype(np.float64)
         trust = contradiction(expected, score) if found else np.full(k, NEW)

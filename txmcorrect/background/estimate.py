@@ -35,6 +35,9 @@ Found = Callable[[NDArray[np.intp]], tuple[NDArray[np.float32], NDArray[np.float
 # Networks err two or three times as much on beams unlike those of their training, where a fit learns each
 # anew; and errors have longer tails than normal ones. Both seen on scans for choosing settings.
 FOREIGN, TAILS = 3.0, 1.3
+MISTAKABLE = (
+    "the sample turns and no cells without it are known: broad parts of it may be taken for drift"
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,13 @@ class Conditions:
 
     `base`: what is known without the network, if anything is; network and base are then weighed by
     what they claim to know. `spread`: factor on the deviation of samples. The factors on both were
-    measured after the training (`training.calibrate`).
+    measured after the training (`training.calibrate`). `notes`: doubts about all frames.
     """
 
     looks: tuple[Look, ...]
     base: Found | None = None
     spread: float = 1.0
+    notes: tuple[str, ...] = ()
 
 
 LONG_SCAN = 64  # frames; longer scans pair frames further apart, to see more of the sample move
@@ -117,7 +121,7 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         usual = np.maximum(std**2 - sudden**2, 0)
         return base.fields(targets), np.sqrt(doubt**2 * usual + sudden**2)
 
-    return Conditions((look,), found, spread)
+    return Conditions((look,), found, spread, (MISTAKABLE,) if base.mistakable else ())
 
 
 def generate(

@@ -20,19 +20,16 @@ NEW = 0.5  # of what a step tells is not told by steps of other scales beside it
 LEAST_BELIEF = 1e-4
 
 
-def normal_matrix(modes: Image, belief: Image, course: Array, lack: Array) -> Array:
+def normal_matrix(modes: Image, belief: Image, course: Array) -> Array:
     """Normal matrix of all weights `(kq, kq)`: sums over frames first, as they are many.
 
-    `modes` `(k, p)`, `belief` `(n, p)`, `course` `(n, q)`; `lack` `(p,)`, see `Steps.moving`: how far
-    the mean over frames says nothing.
+    `modes` `(k, p)`, `belief` `(n, p)`, `course` `(n, q)`.
     """
     k, q = len(modes), course.shape[1]
     matrix = np.empty((k, q, k, q))
-    mean = course.T.astype(np.float32) @ belief
     for i in range(q):
         for j in range(i, q):
             weight = (course[:, i] * course[:, j]).astype(np.float32) @ belief
-            weight = weight - lack * mean[i] * mean[j]
             matrix[:, i, :, j] = matrix[:, j, :, i] = (modes * weight) @ modes.T
     return matrix.reshape(k * q, k * q)
 

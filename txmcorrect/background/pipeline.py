@@ -122,7 +122,7 @@ def estimate_background(
         lit=(lit_map[0].numpy() > 0.5) & ~survey.broken,
         dark=survey.dark,
         scale=scale,
-        notes=notes,
+        notes=(*notes, *conditions.notes),
         referenced=model.spec.condition == "stack" and len(references) > 0,
         leak=leak,
         conditions=conditions,
