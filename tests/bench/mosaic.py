@@ -32,7 +32,7 @@ from txmcorrect.baselines.contract import Flats, Problem
 from txmcorrect.metrics import psnr
 from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.simulate import simulate_scan
-from txmcorrect.stitch.align import JITTER, Tiles, align_grid
+from txmcorrect.stitch.align import BELIEVED, JITTER, Tiles, align_grid
 from txmcorrect.stitch.blend import blend_strips, feather
 from txmcorrect.stitch.layout import grid_cells
 from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
@@ -100,7 +100,7 @@ def stack_background(scan, name):
     """As `mosaic` has it: tiles are registered over their median first."""
     median = backgrounds(scan, "median")
     tiles = np.where(scan.lit, (scan.counts - scan.dark.mean(0)) / np.maximum(median, 1), 1)
-    rough = registered(tiles.astype(np.float32), scan.lit)
+    rough = registered(tiles.astype(np.float32), scan.lit).positions
     stale = Flats(scan.flats.astype(np.float32), scan.flats_current_ma)
     problem = Problem(
         scan.counts.astype(np.float32),
@@ -115,10 +115,10 @@ def stack_background(scan, name):
 
 
 def registered(tiles, lit):
-    """Positions `(n, 2)` px of the tiles of a grid."""
+    """Where the tiles of a grid lie."""
     features = Recent(lambda i: feature(tiles[i], lit), 16)
     cells = grid_cells(GRID, "rows,bottom-left")
-    return align_grid(Tiles(features, tiles.shape[1:]), cells).positions
+    return align_grid(Tiles(features, tiles.shape[1:]), cells)
 
 
 def stitched(scan, transmission, positions, refining):
@@ -163,6 +163,14 @@ def position_error(found, truth):
     """Largest distance in px after the mean is removed."""
     difference = np.asarray(found) - truth
     return float(np.hypot(*(difference - difference.mean(0)).T).max())
+
+
+def pair_errors(found, truth):
+    """How far off each pair lies that shows enough to be believed, px."""
+    weights = found.placement.weights
+    pairs = [(m.first, m.second) for m, w in zip(found.used, weights, strict=True) if w > BELIEVED]
+    off = found.positions - truth
+    return [float(np.hypot(*(off[j] - off[i]))) for i, j in pairs]
 
 
 def peer_positions(name, python, tiles, overlap):
@@ -212,14 +220,21 @@ def one_cell(kind, overlap, seed, size, peers, bases):
     for name in bases:
         t = np.where(scan.lit, raw / np.maximum(backgrounds(scan, name), 1), 1).astype(np.float32)
         if name != "BaSiC":
-            positions = registered(t, scan.lit)
-            judge(name, t, positions, False)
-            judge(name + " + overlaps", t, positions, True)
+            placed = registered(t, scan.lit)
+            for refining in (False, True):
+                judge(name + " + overlaps" * refining, t, placed.positions, refining)
+                rows[-1]["pairs_px"] = pair_errors(placed, truth)
         for peer, python in peers.items() if name in ("BaSiC", "stale") else ():
             positions = peer_positions(peer, python, t, overlap)
             if positions is not None:
                 judge(f"{name} + {peer}", t, positions, False)
     return [{"kind": kind, "overlap": overlap, "seed": seed, **row} for row in rows]
+
+
+def _pairs(rows):
+    """Of the pairs that were believed: how many, how far off in the median and at most, px."""
+    found = [x for row in rows for x in row.get("pairs_px", [])]
+    return f"  {len(found)} pairs: {np.median(found):.2f}, {max(found):.2f} px" if found else ""
 
 
 def main():
@@ -243,7 +258,9 @@ def main():
                 if (kind, overlap, seed) not in done:
                     rows += one_cell(kind, overlap, seed, given.size, peers, bases)
                     given.out.write_text(json.dumps(rows, indent=1))
-    print(f"{'kind':14} {'overlap':>7} {'method':24} {'max px':>7} {'seam':>7} {'PSNR':>6}")
+    print(
+        f"{'kind':14} {'overlap':>7} {'method':24} {'max px':>7} {'seam':>7} {'PSNR':>6}  believed"
+    )
     for kind, overlap, method in dict.fromkeys(
         (r["kind"], r["overlap"], r["method"]) for r in rows
     ):
@@ -251,7 +268,7 @@ def main():
         figures = [np.median([r[k] for r in own]) for k in ("position_px", "seam", "psnr")]
         print(
             f"{kind:14} {overlap:7.2f} {method:24} "
-            f"{figures[0]:7.2f} {figures[1]:7.4f} {figures[2]:6.2f}"
+            f"{figures[0]:7.2f} {figures[1]:7.4f} {figures[2]:6.2f}" + _pairs(own)
         )
 
 

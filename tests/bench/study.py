@@ -35,6 +35,8 @@ NETWORKS = {
     "regression": ("denoise", "mean", 0.0),
     "prior": ("sample", "v", 0.0),
 }
+# EDM's levels hardly ever show a network the largest sigma, where x0 = x - sigma eps needs it most.
+AS_SOURCE = {"schedule": "linear", "levels": "even"}
 
 
 def model_of(name, given):
@@ -42,6 +44,8 @@ def model_of(name, given):
     condition, target, dropped = NETWORKS[name]
     base = load_settings(TrainSettings, {"config": Path("configs/study.yaml")})
     diffusion = {"target": target, "uncon_ratio": dropped}
+    if condition == "denoise":
+        diffusion |= AS_SOURCE
     if target == "mean":
         diffusion |= {"schedule": "const", "timesteps": 2}
     dataset = {"condition": condition, "pad": 16 if condition == "sample" else 0}

@@ -1,11 +1,11 @@
 """What a fit of the drift looks at: steps between neighbouring cells, and where no sample stands.
 
 Steps are taken at several scales, between squares of 1, 2, 4 and 8 cells. A sample that turns may
-stand in the same cells in every frame: steps there say how the background changes, not what it is.
-Cells that no sample ever reaches say that, by their levels, however far apart they are. Beside them
-what lies within the sample hardly counts: what is broad there turns as slowly as a beam drifts, and the
-fit took a sphere of a quarter of the frame for background (7 % of it with references before and after,
-0.8 % with a bank, too, in the mean of eight tomograms; so 0.5 and 0.02 %).
+stand in the same cells in every frame, and what is broad in it moves as slowly as a beam drifts. Cells
+that no sample ever reaches say how the background changes, by their levels, however far apart they are.
+Where there are such cells steps beside a sample hardly count: else the fit took a turning sphere of a
+quarter of the frame for background (7 % of its attenuation with references before and after, 0.8 % with
+a bank, too, in the mean of eight simulated tomograms; so 0.5 and 0.02 %).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 OCTAVES = 4  # steps between cells, and between squares of 2, 4 and 8 cells
 SQUARES = 2  # the octave whose squares have levels that count, where no sample stands
-BESIDE = np.float32(1e-3)  # of belief that is left to steps beside a sample that turns
+BESIDE = np.float32(1e-3)  # of their belief is left to steps beside a sample that turns
 LOW = 0.1  # quantile over frames: what only passes through a cell shows there
 TOP, BOTTOM = 0.97, 0.05  # quantiles over cells, between which samples darken
 LEAST_SHADE = 0.3  # of that depth: a sample at first sight
@@ -99,7 +99,8 @@ class Steps:
     Attributes
     ----------
     data : `(n, p)` of the frames. modes : of each group of modes, `(k, p)`. octave : `(p,)`; the last
-    is that of levels. beside : `(p,)` whether a step lies beside a sample, where it is known to end.
+    is that of levels. beside : `(p,)` whether a step has a sample on either side; none where no cells
+    without it are known.
     """
 
     def __init__(self, logs: Image, lit: Mask, groups: Sequence[Image]) -> None:
@@ -140,7 +141,7 @@ class Steps:
         """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave.
 
         What is usual is each frame's own: of films one is ten times as dark as the next, and would
-        rule them all; and that of steps beside no sample, where it is known to end.
+        rule them all; and that of steps beside no sample, where these are known.
         """
         weight = np.empty_like(left)
         for k in range(OCTAVES + 1):
