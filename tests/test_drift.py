@@ -15,6 +15,7 @@ from txmcorrect.background.drift import (
     courses,
     fit_drift,
 )
+from txmcorrect.background.evidence import widened
 from txmcorrect.background.known import Known
 from txmcorrect.background.steps import steps_of
 
@@ -208,3 +209,18 @@ def test_size_is_nothing_where_weights_are_chance(true, found):
         group.weights, group.std = known * measured, np.sqrt(known) * 0.8
         _find_size(group, prior)
     assert group.size == pytest.approx(found, rel=0.3)
+
+
+def test_widening_takes_belief_and_makes_nothing_exact():
+    """Nor what frames say nothing of, where some modes are believed less than others."""
+    rng = np.random.default_rng(3)
+    seen = rng.standard_normal((8, 40))
+    matrix = 100 * seen @ seen.T
+    weights = rng.standard_normal(8)
+    wide, right = widened(matrix, matrix @ weights, np.full(8, 0.25))
+    assert np.abs(wide - matrix / 4).max() < 0.02 * matrix.max()
+    assert np.allclose(np.linalg.solve(wide, right), weights, atol=1e-3)
+    blind = 100 * seen[:, :5] @ seen[:, :5].T
+    wide, _ = widened(blind, blind @ weights, rng.uniform(1e-4, 0.5, 8))
+    assert np.allclose(wide, wide.T)
+    assert np.linalg.eigvalsh(wide).max() < 30 * np.linalg.eigvalsh(blind).max()  # else 1e7 times

@@ -44,10 +44,10 @@ def model_of(name, given):
     condition, target, dropped = NETWORKS[name]
     base = load_settings(TrainSettings, {"config": Path("configs/study.yaml")})
     diffusion = {"target": target, "uncon_ratio": dropped}
-    if condition == "denoise":
-        diffusion |= AS_SOURCE
     if target == "mean":
         diffusion |= {"schedule": "const", "timesteps": 2}
+    elif condition == "denoise":
+        diffusion |= AS_SOURCE
     dataset = {"condition": condition, "pad": 16 if condition == "sample" else 0}
     settings = base.model_copy(
         update={

@@ -280,14 +280,18 @@ class _Fitting:
         trust = contradiction(expected, score) if found else np.full(k, NEW)
         size = np.concatenate([self._expected(g, parts) for g in turn])
         # What steps say of a mode counts as much as it is believed; overlaps and prior count in full.
-        matrix, right = widened(matrix, right, np.repeat(trust, q))
+        free = size > 0
+        flat = free.ravel()
+        block = np.ix_(flat, flat)
+        matrix, right = widened(matrix[block], right[flat], np.repeat(trust, q)[flat])
         if self.overlaps:
             common, pull = self._overlapping(turn, parts, agreed)
-            right = right + common @ weights.ravel() + pull
-            matrix = matrix + common
-        inverse = np.linalg.inv(matrix + np.diag(1 / (size**2 + 1e-12).ravel()))
-        weights = (inverse @ right).reshape(k, q)
-        variance = np.maximum(np.diag(inverse).reshape(k, q), 0)
+            right = right + (common @ weights.ravel() + pull)[flat]
+            matrix = matrix + common[block]
+        inverse = np.linalg.inv(matrix + np.diag(1 / size[free] ** 2))
+        variance = np.zeros((k, q))
+        weights[free] = inverse @ right
+        variance[free] = np.maximum(np.diag(inverse), 0)
         for group, own, some in zip(turn, rows, columns, strict=True):
             group.weights = weights[own][:, some]
             group.std = np.sqrt(variance[own][:, some])

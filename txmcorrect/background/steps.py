@@ -5,7 +5,7 @@ stand in the same cells in every frame, and what is broad in it moves as slowly 
 that no sample ever reaches say how the background changes, by their levels, however far apart they are.
 Where there are such cells steps beside a sample hardly count: else the fit took a turning sphere of a
 quarter of the frame for background (7 % of its attenuation with references before and after, 0.8 % with
-a bank, too, in the mean of eight simulated tomograms; so 0.5 and 0.02 %).
+a bank, too, in the mean of eight simulated tomograms; so 0.4 and 0.02 %).
 """
 
 from __future__ import annotations
