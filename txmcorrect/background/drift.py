@@ -125,14 +125,14 @@ def fit_drift(
     """
     if time is None:
         time = np.linspace(0, 1, len(logs)) if len(logs) > 1 else np.zeros(1)
+    given = [(g.size, g.course) for g in groups]
     fit = _Fitting(logs, lit, groups, overlaps, time, turning)
-    fit.rounds(ROUNDS, FREE_ROUNDS)
-    for _ in range(MOST_JUMPS):
-        found = fit.next_jump()
-        if found is None:
-            break
-        fit.add_jump(*found)
-        fit.rounds(ROUNDS // 2, 1)
+    fit.run()
+    if fit.lost:  # what it learnt from cells that only seemed empty would stay
+        for group, (size, course) in zip(groups, given, strict=True):
+            group.size, group.course = size, course
+        fit = _Fitting(logs, lit, groups, overlaps, time, False)
+        fit.run()
     jumps, told = tuple(sorted(fit.jumps)), fit.turning is not None
     return Fit(fit.change(), fit.std(), fit.std(len(COURSE)), jumps, told)
 
@@ -151,6 +151,7 @@ class _Fitting:
     ) -> None:
         self.shape, self.lit = logs.shape, lit
         self.turning = logs if turning and lit.any() else None
+        self.lost = False
         self.groups = groups
         self.overlaps = overlaps
         self.seen_twice = [[o.modes(g.images) for g in groups] for o in overlaps]
@@ -188,11 +189,23 @@ class _Fitting:
             g for g in self.groups if not g.steady
         ]
 
+    def run(self) -> None:
+        """Fit, look for jumps, fit again; stops where it is not known where a turning sample ends."""
+        self.rounds(ROUNDS, FREE_ROUNDS)
+        for _ in range(MOST_JUMPS):
+            found = None if self.lost else self.next_jump()
+            if found is None:
+                break
+            self.add_jump(*found)
+            self.rounds(ROUNDS // 2, 1)
+
     def rounds(self, count: int, free: int) -> None:
         moving = [g for g in self.groups if not g.steady and g.course]
         turns = [[g for g in self.groups if g.steady], moving]
         for number in range(count):
             self._find_standing(number >= free)
+            if self.lost:
+                break
             belief = self.steps.belief(self.left())
             agreed = self._agreed()
             for turn in turns:
@@ -200,11 +213,9 @@ class _Fitting:
                     self._solve(turn, belief, agreed, number >= free)
 
     def _find_standing(self, late: bool) -> None:
-        """Where the sample stands, of one that turns; once the fit is good, only if it is certain."""
+        """Where a sample that turns stands; the fit is lost if that is not certain once it is good."""
         if self.turning is not None and not self.steps.find_standing(self.turning - self.change()):
-            if late:
-                self.turning = None
-                self.steps.find_none()
+            self.lost = late
 
     def left(self) -> Image:
         """Residual steps `(n, p)`."""
