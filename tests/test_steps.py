@@ -14,8 +14,9 @@ from txmcorrect.background.drift import (
     courses,
     fit_drift,
 )
-from txmcorrect.background.estimate import MISTAKABLE, stack_conditions
+from txmcorrect.background.estimate import stack_conditions
 from txmcorrect.background.known import Known
+from txmcorrect.background.quality import MISTAKABLE
 from txmcorrect.background.steps import OCTAVES, Steps, empty_cells
 
 SHAPE = (32, 48)

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
-import scipy.sparse
-import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from txmcorrect.background.correction import open_for
@@ -32,8 +30,9 @@ from txmcorrect.report.mosaic import MosaicSummary, PairLine, mosaic_report
 from txmcorrect.result import Result
 from txmcorrect.scan import Scan
 from txmcorrect.stitch import layout as layouts
-from txmcorrect.stitch.align import BELIEVED, Alignment
+from txmcorrect.stitch.align import Alignment, believed_pairs
 from txmcorrect.stitch.blend import blend_strips, feather, mosaic_shape
+from txmcorrect.stitch.groups import groups_of
 from txmcorrect.stitch.overlap import (
     Seam,
     Smoothness,
@@ -194,17 +193,10 @@ def linked(alignment: Alignment) -> set[int]:
 
     Columns that hold together while nothing says how far apart they are are several groups.
     """
-    believed = [
-        (match.first, match.second)
-        for match, weight in zip(alignment.used, alignment.placement.weights, strict=True)
-        if weight > BELIEVED
-    ]
+    believed = believed_pairs(alignment.used, alignment.placement)
     if not believed:
         return set()
-    first, second = np.array(believed).T
-    n = len(alignment.positions)
-    graph = scipy.sparse.coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
-    _, group = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    group = groups_of(len(alignment.positions), believed)
     return set(np.flatnonzero(group == np.bincount(group).argmax()).tolist())
 
 

@@ -32,7 +32,7 @@ from txmcorrect.baselines.contract import Flats, Problem
 from txmcorrect.metrics import psnr
 from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.simulate import simulate_scan
-from txmcorrect.stitch.align import BELIEVED, JITTER, Tiles, align_grid
+from txmcorrect.stitch.align import JITTER, Tiles, align_grid, believed_pairs
 from txmcorrect.stitch.blend import blend_strips, feather
 from txmcorrect.stitch.layout import grid_cells
 from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
@@ -167,8 +167,7 @@ def position_error(found, truth):
 
 def pair_errors(found, truth):
     """How far off each pair lies that shows enough to be believed, px."""
-    weights = found.placement.weights
-    pairs = [(m.first, m.second) for m, w in zip(found.used, weights, strict=True) if w > BELIEVED]
+    pairs = believed_pairs(found.used, found.placement)
     off = found.positions - truth
     return [float(np.hypot(*(off[j] - off[i]))) for i, j in pairs]
 

@@ -161,8 +161,9 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
         slow = Group(broad * cosines(lit.shape, ORDERS), DRIFTING, doubt=FRESH)
         groups = [slow, Group(moved(first, lit), DRIFTING, doubt=FRESH)]
         # No sample stands still in a mosaic: what all frames have is the beam since then.
-        if known.overlaps and halves_agree(logs - first, lit):
-            common = in_common(logs - first, lit)
+        since = logs - first
+        if known.overlaps and halves_agree(since, lit):
+            common = in_common(since, lit)
             groups.append(Group(common[None], STRAIGHT, most=2.0))
             groups.append(Group(moved(common, lit), DRIFTING, 0.5))
         return first, groups

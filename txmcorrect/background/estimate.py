@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import RIM, lit_mean, pair_condition
 from txmcorrect.background.known import Known, kind_of
+from txmcorrect.background.quality import MISTAKABLE
 from txmcorrect.background.stack import stack_condition
 from txmcorrect.background.thumbnails import Small
 from txmcorrect.background.windows import make_stack
@@ -35,9 +36,6 @@ Found = Callable[[NDArray[np.intp]], tuple[NDArray[np.float32], NDArray[np.float
 # Networks err two or three times as much on beams unlike those of their training, where a fit learns each
 # anew; and errors have longer tails than normal ones. Both seen on scans for choosing settings.
 FOREIGN, TAILS = 3.0, 1.3
-MISTAKABLE = (
-    "the sample turns and no cells without it are known: broad parts of it may be taken for drift"
-)
 
 
 @dataclass(frozen=True)

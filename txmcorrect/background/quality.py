@@ -46,6 +46,10 @@ NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
 # Said of every run whose background was found without references, however good it looks.
 UNREFERENCED = "from the frames alone: broad structure may be too weak, what stands still is lost"
+# Said where the fit of the drift knows no cells that a turning sample leaves free.
+MISTAKABLE = (
+    "the sample turns and no cells without it are known: broad parts of it may be taken for drift"
+)
 
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
 # Less is chance: a drift and a sample have some tens of features in the band.

@@ -12,7 +12,14 @@ from txmcorrect.mosaicking.plan import Plan
 from txmcorrect.mosaicking.source import Source
 from txmcorrect.progress import Stages
 from txmcorrect.stitch import layout as layouts
-from txmcorrect.stitch.align import BELIEVED, Alignment, Tiles, align_grid, align_listed, convincing
+from txmcorrect.stitch.align import (
+    Alignment,
+    Tiles,
+    align_grid,
+    align_listed,
+    believed_pairs,
+    convincing,
+)
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import feature
 
@@ -67,10 +74,7 @@ def _better(found: Alignment, rough: Alignment | None) -> Alignment:
 
 def _doubtful(alignment: Alignment, cells: layouts.Cells) -> bool:
     """Tell whether few pairs agree along rows or along columns: rows may still be right alone."""
-    weights = alignment.placement.weights
-    agree = {
-        (m.first, m.second) for m, w in zip(alignment.used, weights, strict=True) if w > BELIEVED
-    }
+    agree = set(believed_pairs(alignment.used, alignment.placement))
     for axis in (0, 1):
         own = [p for p in alignment.pairs if cells[p[0]][axis] != cells[p[1]][axis]]
         if sum(p in agree for p in own) < FEWEST * len(own):

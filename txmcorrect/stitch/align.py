@@ -82,6 +82,12 @@ class Alignment:
         return self.placement.positions
 
 
+def believed_pairs(used: Sequence[Match], placement: Placement) -> list[tuple[int, int]]:
+    """Pairs of the matches `used` that a solution did not give up."""
+    pairs = zip(used, placement.weights, strict=True)
+    return [(match.first, match.second) for match, weight in pairs if weight > BELIEVED]
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Features of all tiles, and the shape (h, w) of a frame."""
@@ -207,9 +213,7 @@ def _align(
     placement = place(stage, used)
     known: Known = {}
     for least_margin in MARGINS:
-        weights = placement.weights
-        held = [(m.first, m.second) for m, w in zip(used, weights, strict=True) if w > BELIEVED]
-        agreed = group_votes(evidence, placement, held)
+        agreed = group_votes(evidence, placement, believed_pairs(used, placement))
         used = _pick_all(tiles, evidence, placement, agreed, least_margin, known)
         placement = place(stage, used)
     taken = {(m.first, m.second) for m in used}

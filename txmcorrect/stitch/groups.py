@@ -35,7 +35,7 @@ def group_votes(
     ----------
     evidence : of all pairs. placement : where tiles are thought to be. held : pairs that hold.
     """
-    group = _groups(len(placement.positions), held)
+    group = groups_of(len(placement.positions), held)
     between: dict[Pair, list[Pair]] = defaultdict(list)
     for i, j in evidence:
         if group[i] != group[j]:
@@ -53,7 +53,8 @@ def group_votes(
     return agreed
 
 
-def _groups(n: int, held: Sequence[Pair]) -> list[int]:
+def groups_of(n: int, held: Sequence[Pair]) -> list[int]:
+    """Number of the group of each of `n` tiles; the pairs `held` link them."""
     ends = np.array(held, np.intp).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
     return [int(g) for g in connected_components(graph, directed=False)[1]]
