@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background.base import FRESH, cosines, find_base, moved, principal
+from txmcorrect.background.base import FRESH, find_base
 from txmcorrect.background.drift import (
     DRIFTING,
     MOVING,
@@ -17,6 +17,7 @@ from txmcorrect.background.drift import (
 )
 from txmcorrect.background.evidence import widened
 from txmcorrect.background.known import Known
+from txmcorrect.background.modes import cosines, moved, principal
 from txmcorrect.background.steps import steps_of
 
 SHAPE = (32, 40)

@@ -8,12 +8,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background import base
-from txmcorrect.background.base import cosines, find_base
+from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
 from txmcorrect.background.estimate import FOREIGN, weighed, width
 from txmcorrect.background.gradients import fine, from_steps
 from txmcorrect.background.known import Known
+from txmcorrect.background.modes import cosines, levelled
 from txmcorrect.background.overlaps import LEAST_BLOCKS, MOST_BLOCKS, find_overlaps, read_overlaps
 from txmcorrect.background.quality import Flag
 from txmcorrect.background.survey import Survey
@@ -150,6 +151,46 @@ def test_levels_tell_a_slope_that_all_frames_share():
     fit_drift(logs + slope, LIT, [group[0]], overlaps_of(logs + slope, corner, levelled=True))
     assert group[0].weights[0, 0] == pytest.approx(2, abs=0.15)
     assert group[0].std[0, 0] < 0.15
+
+
+def beam_with_a_rim(moved):
+    """Log light of a hump in a soft aperture, bent away from the middle by as many cells."""
+    y, x = np.indices(SHAPE)
+    r = np.hypot((y - 15.5) / 16, (x - 19.5 - moved) / 20)
+    return np.float32(-0.2 * r**2 - np.logaddexp(0, (r - 1.0) / 0.06).clip(0, 6))
+
+
+def level_error(seed):
+    """How far the level of a tile is off (deviation over tiles), under a rim that moves."""
+    rng = np.random.default_rng(seed)
+    tiles, _, _, corner = mosaic(rng, drift=False)
+    exposure = 0.02 * rng.standard_normal(len(tiles))
+    beam = np.stack([beam_with_a_rim(shift) for shift in np.linspace(-0.25, 0.25, len(tiles))])
+    logs = tiles + beam + exposure[:, None, None].astype(np.float32)
+    known = Known(
+        frames=(1000 * np.exp(logs)).astype(np.float32),
+        usable=np.ones(len(logs), bool),
+        log_exposure=exposure,
+        photons=1.0,
+        overlaps=shared_of(logs, corner),
+    )
+    error = find_base(known).fields(np.arange(len(logs))) - (logs - tiles)
+    return error[:, 8:24, 10:30].mean((1, 2)).std()
+
+
+def test_levels_follow_recorded_exposures_where_overlaps_cannot_tell():
+    """A slope that all tiles share and levels that rise from tile to tile look alike in overlaps."""
+    assert np.mean([level_error(seed) for seed in range(6)]) < 0.002
+
+
+def test_the_rim_of_the_beam_says_nothing_of_its_level():
+    rng = np.random.default_rng(0)
+    light, images = beam_with_a_rim(0), rng.standard_normal((3, *SHAPE)).astype(np.float32)
+    lit = light > -2
+    other = np.where(light < -0.5, 5.0, images).astype(np.float32)
+    difference = levelled(images, light, lit) - levelled(other, light, lit)
+    assert np.abs(difference[:, light > -0.5]).max() < 1e-5
+    assert levelled(images, light, np.zeros(SHAPE, bool)) is images
 
 
 @pytest.mark.parametrize("seed", range(3))

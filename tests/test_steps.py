@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background.base import cosines
 from txmcorrect.background.drift import (
     BENT,
     COURSE,
@@ -16,6 +15,7 @@ from txmcorrect.background.drift import (
 )
 from txmcorrect.background.estimate import stack_conditions
 from txmcorrect.background.known import Known
+from txmcorrect.background.modes import cosines
 from txmcorrect.background.quality import MISTAKABLE
 from txmcorrect.background.steps import OCTAVES, Steps, empty_cells
 

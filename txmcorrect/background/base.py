@@ -8,13 +8,11 @@ broad where samples were in the way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background.drift import (
     ABRUPT,
@@ -28,24 +26,28 @@ from txmcorrect.background.drift import (
     Group,
     fit_drift,
 )
-from txmcorrect.background.gradients import fine, from_steps
+from txmcorrect.background.gradients import fine
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known, kind_of
+from txmcorrect.background.modes import (
+    COMMON_CELLS,
+    cosines,
+    halves_agree,
+    in_common,
+    levelled,
+    moved,
+    principal,
+)
 from txmcorrect.background.overlaps import find_overlaps
 from txmcorrect.background.scale import LEAST
 
 Image = NDArray[np.float32]
 
 MOST_FRAMES = 96  # fitted; others lie between
+RECORDED = 0.006  # natural log: how far brightness drifts from recorded exposures; 0.003 did a little worse
 LEAST_LIGHT = 0.1  # of the bright end; darker cells are not fitted
 FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
 BROAD = 0.03  # natural log: the drift that a single reference is expected to have seen
-SHIFT = 0.01  # of the long side
-# What moves is the illumination; the detector's pattern, much of what is fine, does not.
-BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
-COMMON_CELLS = 12.0
-AGREED = 0.3  # correlation: four fresh references up to 0.16, ten of eleven stale ones from 0.37 on
-COMPONENTS = 12  # of a bank
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
@@ -105,7 +107,11 @@ def find_base(known: Known) -> Base:
 
     own = logs(chosen)
     reference, groups = _reference(known, own, lit)
-    groups.append(Group(np.float32(BROAD) * cosines(lit.shape, FEW_ORDERS), ABRUPT, most=20.0))
+    groups.append(Group(_broad(reference, lit, FEW_ORDERS), ABRUPT, most=20.0))
+    if known.overlaps and exposure is not None:
+        # They show levels, but a slope of all tiles looks like levels that rise: size as given.
+        level = np.full((1, *lit.shape), RECORDED, np.float32)
+        groups.append(Group(level, MOVING, 1.0, 1.0, 1.0))
     at = np.interp(np.arange(len(gain)), chosen, np.arange(len(chosen)))
     overlaps = find_overlaps(known.overlaps, reference, gain, lit, at, exposure is not None)
     time = None
@@ -147,53 +153,49 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
             components = principal(log_counts(known.bank, lit), lit)[1]
             return middle, [ends, Group(np.concatenate([half[None], components]), BENT, 0.5)]
         size = half[lit].std() if lit.any() else np.float32(0)
-        bends = np.concatenate([half[None], size * cosines(lit.shape, ORDERS)])
-        bent = Group(bends, BENT, 0.3, most=1.0)
-        return middle, [ends, bent, Group(moved(middle, lit), BENT, 0.3, most=1.0)]
+        bends = size / np.float32(BROAD) * _broad(middle, lit, ORDERS)
+        bent = Group(np.concatenate([half[None], bends]), BENT, 0.3, most=1.0)
+        return middle, [ends, bent, Group(_moved(middle, middle, lit), BENT, 0.3, most=1.0)]
     if known.bank is not None:
         mean, components = principal(log_counts(known.bank, lit), lit)
         groups = [Group(components, SLOW, 1.5, 0.3)]
         if first is not None:  # the detector may have changed since the bank was taken
             groups.append(Group((first - mean)[None], SLOW, most=1.5))
         return mean, groups
-    broad = np.float32(BROAD)
     if first is not None:
-        slow = Group(broad * cosines(lit.shape, ORDERS), DRIFTING, doubt=FRESH)
-        groups = [slow, Group(moved(first, lit), DRIFTING, doubt=FRESH)]
+        groups = [
+            Group(_broad(first, lit, ORDERS), DRIFTING, doubt=FRESH),
+            Group(_moved(first, first, lit), DRIFTING, doubt=FRESH),
+        ]
         # No sample stands still in a mosaic: what all frames have is the beam since then.
         since = logs - first
         if known.overlaps and halves_agree(since, lit):
             common = in_common(since, lit)
             groups.append(Group(common[None], STRAIGHT, most=2.0))
-            groups.append(Group(moved(common, lit), DRIFTING, 0.5))
+            groups.append(Group(_moved(common, first, lit), DRIFTING, 0.5))
         return first, groups
     level = np.median(logs[:, lit], 1)[:, None, None] if lit.any() else np.zeros((1, 1, 1))
     median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
     common = in_common(logs, lit)
     middle = median - fine(median, lit, COMMON_CELLS) + common
     groups = [
-        Group(broad * cosines(lit.shape, FINE_ORDERS), STEADY, 3.0, most=20.0),
-        Group(broad * cosines(lit.shape, FEW_ORDERS), MOVING),
-        Group(moved(middle, lit)[:2], MOVING),  # what is fine there may be the sample
+        Group(_broad(middle, lit, FINE_ORDERS), STEADY, 3.0, most=20.0),
+        Group(_broad(middle, lit, FEW_ORDERS), MOVING),
+        Group(_moved(middle, middle, lit)[:2], MOVING),  # what is fine there may be the sample
     ]
     if known.overlaps:
-        groups.append(Group(moved(common, lit), MOVING, 0.5))
+        groups.append(Group(_moved(common, middle, lit), MOVING, 0.5))
     return middle, groups
 
 
-def in_common(logs: Image, lit: NDArray[np.bool_]) -> Image:
-    """What is fine and alike in `logs` `(n, h, w)`: `(h, w)`. What is broad cosines follow."""
-    return fine(from_steps(logs, lit), lit, COMMON_CELLS)
+def _broad(reference: Image, lit: NDArray[np.bool_], most: int) -> Image:
+    """Cosines, as large as the drift that is expected."""
+    return levelled(np.float32(BROAD) * cosines(lit.shape, most), reference, lit)
 
 
-def halves_agree(logs: Image, lit: NDArray[np.bool_]) -> bool:
-    """Whether every other frame shows what the rest has in common, too: else it is noise and sample."""
-    if len(logs) < 4 or np.count_nonzero(lit) < 2:
-        return False
-    one, other = (in_common(half, lit)[lit] for half in (logs[::2], logs[1::2]))
-    if one.std() == 0 or other.std() == 0:
-        return False
-    return float(np.corrcoef(one, other)[0, 1]) > AGREED
+def _moved(image: Image, reference: Image, lit: NDArray[np.bool_]) -> Image:
+    """Change of an image that moves before a beam as bright as the reference."""
+    return levelled(moved(image, lit), reference, lit)
 
 
 def _levels(
@@ -206,49 +208,3 @@ def _levels(
     singles = (np.array([i]) for i in range(n))
     level = np.array([np.median((logs(i) - base.fields(i))[:, base.lit]) for i in singles])
     return np.full(n, np.median(level)) if exposed else level
-
-
-def principal(bank: Image, lit: NDArray[np.bool_]) -> tuple[Image, Image]:
-    """Mean `(h, w)` and components `(k, h, w)` of log references `(m, h, w)`, as large as their spread."""
-    mean = bank.mean(0)
-    change = bank - mean
-    flat = (change * lit).reshape(len(bank), -1).astype(np.float64)
-    vectors = np.linalg.eigh(flat @ flat.T)[1][:, ::-1]
-    count = min(COMPONENTS, len(bank) - 1)
-    images = np.tensordot(vectors[:, :count].T, change, 1) / math.sqrt(max(len(bank) - 1, 1))
-    return mean, images.astype(np.float32)
-
-
-def cosines(shape: tuple[int, ...], most: int) -> Image:
-    """Cosines of up to `most` half periods along the long side `(k, h, w)`, the slower the larger."""
-    h, w = shape
-    y, x = ((np.arange(n) + 0.5) * np.pi / n for n in (h, w))
-    waves = []
-    for i in range(h):
-        for j in range(w):
-            order = math.hypot(i * max(shape) / h, j * max(shape) / w)
-            if 0 < order <= most:
-                waves.append(np.outer(np.cos(i * y), np.cos(j * x)) / (1 + (order / 2.5) ** 2))
-    return np.array(waves, np.float32).reshape(-1, h, w)
-
-
-def moved(log_image: Image, lit: NDArray[np.bool_]) -> Image:
-    """Change of a log image that moves along y and x by `SHIFT` of its long side: `(7, h, w)`.
-
-    Slopes of what is broad, slopes of what is fine (of that much may be the detector's own pattern,
-    which stays), and curvatures, for moves that are not small beside the structure.
-    """
-    filled = np.where(lit, log_image, np.median(log_image[lit]) if lit.any() else 0)
-    broad = gaussian_filter(filled, BROAD_CELLS)
-    fine = gaussian_filter(filled, FINE_CELLS) - broad
-    shift = SHIFT * max(lit.shape)
-    bent = _slopes(gaussian_filter(filled, BENT_CELLS))
-    curved = np.stack([*_slopes(bent[0]), _slopes(bent[1])[1]])
-    images = [*shift * _slopes(broad), *shift * _slopes(fine), *shift**2 * curved]
-    return np.stack(images).astype(np.float32)
-
-
-def _slopes(image: Image) -> Image:
-    """Along y and x `(2, h, w)`; nothing along an axis of one cell."""
-    axes = enumerate(image.shape)
-    return np.stack([np.gradient(image, axis=a) if n > 1 else 0 * image for a, n in axes])

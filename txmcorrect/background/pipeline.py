@@ -30,7 +30,7 @@ from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
 from txmcorrect.background.overlaps import Shared, read_overlaps
-from txmcorrect.background.scale import Reference, amplitudes, anchor, steady_levels
+from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
 from txmcorrect.background.survey import Survey, scan_dark, survey_scan
 from txmcorrect.scan import Array, Scan
 from txmcorrect.team import InMemory, Pieces
@@ -96,7 +96,7 @@ def estimate_background(
     absolute = [r for r in references if r.absolute]
     levelled = model.spec.condition == "stack" and absolute  # it saw the references' own level
     if not levelled:
-        fields = steady_levels(fields, small_lit, None if exposure is None else exposure[keys])
+        fields = steady_levels(fields, small_lit, _expected(conditions, exposure, keys, small_lit))
     if scale_roi is not None:
         scale = "scale-roi"
     elif absolute:
@@ -212,6 +212,18 @@ def _key_fields(
         fields = np.concatenate([fields, new_fields])[order]
         std = np.concatenate([std, new_std])[order]
     return keys, fields, std
+
+
+def _expected(
+    conditions: Conditions,
+    exposure: NDArray[np.float64] | None,
+    keys: NDArray[np.intp],
+    lit: NDArray[np.bool_],
+) -> NDArray[np.float64] | None:
+    """Level of key frames `(k,)` where exposures are recorded: the fit's, if any, which knows of overlaps."""
+    if exposure is None:
+        return None
+    return exposure[keys] if conditions.base is None else level_of(conditions.base(keys)[0], lit)
 
 
 def _log_exposure(scan: Scan) -> NDArray[np.float64] | None:

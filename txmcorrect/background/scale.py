@@ -65,17 +65,17 @@ def level_of(fields: Fields, lit: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def steady_levels(
-    fields: Fields, lit: NDArray[np.bool_], log_exposure: NDArray[np.float64] | None
+    fields: Fields, lit: NDArray[np.bool_], expected: NDArray[np.float64] | None
 ) -> Fields:
-    """Make the key frames' brightness follow the recorded exposure and ring current.
+    """Make the key frames' brightness follow what is expected of it, but for one constant.
 
     The shape of a background is generated well, its level less so: a sample that covers much of a
-    frame hides it. Where the current is recorded the level may differ from it by a constant only.
-    `log_exposure` `(k,)`; None leaves everything as it is.
+    frame hides it. `expected` `(k,)`, natural log: from recorded exposures and ring current; None leaves
+    everything as it is.
     """
-    if log_exposure is None:
+    if expected is None:
         return fields
-    excess = level_of(fields, lit) - log_exposure
+    excess = level_of(fields, lit) - expected
     return fields - (excess - np.median(excess)).astype(np.float32)[:, None, None]
 
 
