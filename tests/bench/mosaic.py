@@ -37,9 +37,10 @@ from txmcorrect.stitch.blend import blend_strips, feather
 from txmcorrect.stitch.layout import grid_cells
 from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
 from txmcorrect.stitch.recent import Recent
-from txmcorrect.stitch.register import feature
+from txmcorrect.stitch.register import NARROWEST_PX, feature, overlap_slices
 
 GRID = (4, 4)
+FEATURES = 0.1  # px: a pair whose shift can be known so well, one standard deviation, has features
 BASES = ["oracle", "stack, stale", "stack", "pair", "median", "stale"]
 PEERS = {
     "ashlar": """
@@ -165,11 +166,35 @@ def position_error(found, truth):
     return float(np.hypot(*(difference - difference.mean(0)).T).max())
 
 
-def pair_errors(found, truth):
-    """How far off each pair lies that shows enough to be believed, px."""
-    pairs = believed_pairs(found.used, found.placement)
+def pair_errors(found, truth, pairs):
+    """How far off each of some pairs lies, px."""
     off = found.positions - truth
     return [float(np.hypot(*(off[j] - off[i]))) for i, j in pairs]
+
+
+def with_features(scan, pairs):
+    """Pairs whose true overlap shows enough: no unbiased estimate could be off by less than FEATURES."""
+    return [pair for pair in pairs if shift_bound(scan, *pair) <= FEATURES]
+
+
+def shift_bound(scan, first, second):
+    """Cramer-Rao bound of a pair's shift, px, where it is known least: true slopes, photon noise of both.
+
+    Source: Robinson and Milanfar 2004, Eq. 9.
+    """
+    h, w = scan.lit.shape
+    shift = np.rint(scan.position_px[second] - scan.position_px[first]).astype(int)
+    if np.any(np.array((h, w)) - np.abs(shift) < NARROWEST_PX):
+        return np.inf
+    one, two = overlap_slices(shift, (h, w))
+    top, left = np.rint(scan.position_px[first] - scan.position_px.min(0)).astype(int)
+    world = np.maximum(scan.world[top : top + h, left : left + w], 0.02)
+    slope = np.stack(np.gradient(np.log(world)))[(slice(None), *one)]
+    light = [scan.background[first][one], scan.background[second][two]]
+    variance = sum(1 / np.maximum(b * world[one], 1) for b in light)
+    known = (scan.lit[one] & scan.lit[two]) / variance
+    information = np.einsum("iyx,jyx,yx->ij", slope, slope, known)
+    return float(np.linalg.eigvalsh(information)[0].clip(1e-12) ** -0.5)
 
 
 def peer_positions(name, python, tiles, overlap):
@@ -220,9 +245,12 @@ def one_cell(kind, overlap, seed, size, peers, bases):
         t = np.where(scan.lit, raw / np.maximum(backgrounds(scan, name), 1), 1).astype(np.float32)
         if name != "BaSiC":
             placed = registered(t, scan.lit)
+            believed = believed_pairs(placed.used, placed.placement)
+            shown = with_features(scan, placed.pairs)
             for refining in (False, True):
                 judge(name + " + overlaps" * refining, t, placed.positions, refining)
-                rows[-1]["pairs_px"] = pair_errors(placed, truth)
+                rows[-1]["pairs_px"] = pair_errors(placed, truth, believed)
+                rows[-1]["features_px"] = pair_errors(placed, truth, shown)
         for peer, python in peers.items() if name in ("BaSiC", "stale") else ():
             positions = peer_positions(peer, python, t, overlap)
             if positions is not None:
@@ -230,10 +258,10 @@ def one_cell(kind, overlap, seed, size, peers, bases):
     return [{"kind": kind, "overlap": overlap, "seed": seed, **row} for row in rows]
 
 
-def _pairs(rows):
-    """Of the pairs that were believed: how many, how far off in the median and at most, px."""
-    found = [x for row in rows for x in row.get("pairs_px", [])]
-    return f"  {len(found)} pairs: {np.median(found):.2f}, {max(found):.2f} px" if found else ""
+def _pairs(rows, key):
+    """Of some pairs: how many, how far off in the median and at most, px."""
+    found = [x for row in rows for x in row.get(key, [])]
+    return f"{len(found)}: {np.median(found):.2f} {max(found):.2f}" if found else "0"
 
 
 def main():
@@ -258,7 +286,8 @@ def main():
                     rows += one_cell(kind, overlap, seed, given.size, peers, bases)
                     given.out.write_text(json.dumps(rows, indent=1))
     print(
-        f"{'kind':14} {'overlap':>7} {'method':24} {'max px':>7} {'seam':>7} {'PSNR':>6}  believed"
+        f"{'kind':14} {'overlap':>7} {'method':24} {'max px':>7} {'seam':>7} {'PSNR':>6}  "
+        "pairs with features (median, max px)  believed"
     )
     for kind, overlap, method in dict.fromkeys(
         (r["kind"], r["overlap"], r["method"]) for r in rows
@@ -267,7 +296,8 @@ def main():
         figures = [np.median([r[k] for r in own]) for k in ("position_px", "seam", "psnr")]
         print(
             f"{kind:14} {overlap:7.2f} {method:24} "
-            f"{figures[0]:7.2f} {figures[1]:7.4f} {figures[2]:6.2f}" + _pairs(own)
+            f"{figures[0]:7.2f} {figures[1]:7.4f} {figures[2]:6.2f}  "
+            f"{_pairs(own, 'features_px'):36} {_pairs(own, 'pairs_px')}"
         )
 
 
