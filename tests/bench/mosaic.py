@@ -180,7 +180,7 @@ def with_features(scan, pairs):
 def shift_bound(scan, first, second):
     """Cramer-Rao bound of a pair's shift, px, where it is known least: true slopes, photon noise of both.
 
-    Source: Robinson and Milanfar 2004, Eq. 9.
+    Source: Robinson and Milanfar 2004.
     """
     h, w = scan.lit.shape
     shift = np.rint(scan.position_px[second] - scan.position_px[first]).astype(int)
