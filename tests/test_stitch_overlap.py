@@ -151,3 +151,8 @@ def test_tiles_that_only_touch_have_no_seam():
     tiles = np.ones((40, 50), np.float32), np.ones((40, 50), np.float32)
     assert measure_seam((0, 1), tiles, (3, 50), lit) is None
     assert measure_seam((0, 1), tiles, (-41, 2), lit) is None
+
+
+def test_an_overlap_in_which_no_block_shows_both_tiles_says_nothing():
+    dark = np.full(LIT.shape, 0.001)
+    assert measure_seam((0, 1), (dark, np.ones(LIT.shape)), (0, 5), LIT) is None

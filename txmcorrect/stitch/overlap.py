@@ -116,7 +116,7 @@ def measure_seam(
     lit: Mask,
     block_px: int = 16,
 ) -> Seam | None:
-    """Compare two tiles block by block where they overlap; None where they do not.
+    """Compare two tiles block by block where they overlap; None where no block shows both.
 
     Parameters
     ----------
@@ -139,6 +139,8 @@ def measure_seam(
     a, b = total(tiles[0][one]), total(tiles[1][two])
     y, x = np.indices(both.shape)
     known = (count >= block_px) & (a > 0.02 * count) & (b > 0.02 * count)
+    if not known.any():
+        return None
     pixels = np.maximum(count, 1)
     centre = np.stack([total(y) / pixels, total(x) / pixels], 1)[known]
     return Seam(
