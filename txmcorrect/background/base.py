@@ -44,7 +44,7 @@ from txmcorrect.background.scale import LEAST
 Image = NDArray[np.float32]
 
 MOST_FRAMES = 96  # fitted; others lie between
-RECORDED = 0.003  # natural log: how far brightness drifts from recorded exposures, of simulated beams
+RECORDED = 0.003  # natural log: how far simulated beams drift from recorded exposures
 LEAST_LIGHT = 0.1  # of the bright end; darker cells are not fitted
 FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
 BROAD = 0.03  # natural log: the drift that a single reference is expected to have seen
