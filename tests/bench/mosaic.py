@@ -34,7 +34,7 @@ from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.align import JITTER, Tiles, align_grid, believed_pairs
 from txmcorrect.stitch.blend import blend_strips, feather
-from txmcorrect.stitch.layout import grid_cells
+from txmcorrect.stitch.layout import grid_cells, grid_neighbours
 from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import NARROWEST_PX, feature, overlap_slices
@@ -228,6 +228,7 @@ def one_cell(kind, overlap, seed, size, peers, bases):
     scan = replace(scan, lit=lit_area(backgrounds(scan, "median")[0], scan.lit)[0])
     raw = scan.counts - scan.dark.mean(0)
     truth = scan.position_px
+    shown = with_features(scan, grid_neighbours(grid_cells(GRID, "rows,bottom-left")))
     rows = []
 
     def judge(method, tiles, positions, refining):
@@ -246,7 +247,6 @@ def one_cell(kind, overlap, seed, size, peers, bases):
         if name != "BaSiC":
             placed = registered(t, scan.lit)
             believed = believed_pairs(placed.used, placed.placement)
-            shown = with_features(scan, placed.pairs)
             for refining in (False, True):
                 judge(name + " + overlaps" * refining, t, placed.positions, refining)
                 rows[-1]["pairs_px"] = pair_errors(placed, truth, believed)

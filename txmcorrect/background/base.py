@@ -47,7 +47,7 @@ MOST_FRAMES = 96  # fitted; others lie between
 RECORDED = 0.003  # natural log: how far simulated beams drift from recorded exposures
 LEAST_LIGHT = 0.1  # of the bright end; darker cells are not fitted
 FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
-BROAD = 0.03  # natural log: the drift that a single reference is expected to have seen
+BROAD = np.float32(0.03)  # natural log: the drift that a single reference is expected to have seen
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
@@ -153,7 +153,7 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
             components = principal(log_counts(known.bank, lit), lit)[1]
             return middle, [ends, Group(np.concatenate([half[None], components]), BENT, 0.5)]
         size = half[lit].std() if lit.any() else np.float32(0)
-        bends = size / np.float32(BROAD) * _broad(middle, lit, ORDERS)
+        bends = _broad(middle, lit, ORDERS, size)
         bent = Group(np.concatenate([half[None], bends]), BENT, 0.3, most=1.0)
         return middle, [ends, bent, Group(_moved(middle, middle, lit), BENT, 0.3, most=1.0)]
     if known.bank is not None:
@@ -188,9 +188,9 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     return middle, groups
 
 
-def _broad(reference: Image, lit: NDArray[np.bool_], most: int) -> Image:
-    """Cosines, as large as the drift that is expected."""
-    return levelled(np.float32(BROAD) * cosines(lit.shape, most), reference, lit)
+def _broad(reference: Image, lit: NDArray[np.bool_], most: int, size: np.float32 = BROAD) -> Image:
+    """Cosines of a size, by default that of the drift that is expected."""
+    return levelled(size * cosines(lit.shape, most), reference, lit)
 
 
 def _moved(image: Image, reference: Image, lit: NDArray[np.bool_]) -> Image:

@@ -110,10 +110,7 @@ class Steps:
         self._near = [steps_of(images)[:, self.seen].astype(np.float32) for images in stacks]
         self._squares = [_pyramid(images)[SQUARES] for images in stacks]
         self._octave = octave[self.seen]
-        self.find_none()
-
-    def find_none(self) -> None:
-        """Take it that the sample stands nowhere, as it may be everywhere."""
+        # As if the sample stood nowhere, as it may be everywhere.
         self._look(np.zeros(int(self.seen.sum()), bool), np.zeros_like(_whole(self.lit)[SQUARES]))
 
     def find_standing(self, left: Image) -> bool:
