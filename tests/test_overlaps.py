@@ -8,10 +8,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background import base
-from txmcorrect.background.base import find_base
+from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
-from txmcorrect.background.estimate import FOREIGN, weighed, width
+from txmcorrect.background.estimate import FOREIGN, Conditions, combined, deviations, network_share
 from txmcorrect.background.gradients import fine, from_steps
 from txmcorrect.background.known import Known
 from txmcorrect.background.modes import cosines, levelled
@@ -218,21 +218,37 @@ def test_one_odd_frame_is_no_jump():
 
 def test_network_and_fit_count_by_what_they_know():
     """Equal doubts share alike once networks are taken for `FOREIGN` times as wrong as they say."""
-    fields, ones = np.zeros((2, *SHAPE), np.float32), torch.ones(2, *SHAPE)
-    said = 0.1 * ones
-    target = np.array([0, 1])
+    ones = torch.ones(2, *SHAPE)
 
-    def combined(doubt, std):
-        return weighed(
-            lambda frames: (fields[frames], np.full_like(fields, doubt)), target, said, std * ones
-        )
+    def share(doubt, std):
+        return network_share(doubt * ones, std * ones, ones)
 
-    mean, share = combined(0.02, 0.02 / FOREIGN)
-    assert torch.allclose(share, torch.tensor(0.5), atol=1e-4)
-    assert torch.allclose(mean, 0.5 * said, atol=1e-4)
-    assert combined(1e-5, 0.05)[1].max() < 1e-6
-    assert combined(0.5, 0.001)[1].min() > 0.999
-    assert (width(share) < width(torch.ones(1))).all()
+    assert torch.allclose(share(0.02, 0.02 / FOREIGN), torch.tensor(0.5), atol=1e-4)
+    assert share(1e-5, 0.05).max() < 1e-6
+    assert share(0.5, 0.001).min() > 0.999
+
+
+def test_draws_deviate_as_much_as_is_stated_and_as_slowly_as_the_fit_does():
+    logs, _, modes, corner = mosaic(np.random.default_rng(22))
+    groups = [Group(modes, SLOW)]
+    fit = fit_drift(logs, LIT, groups, overlaps_of(logs, corner))
+    none = np.zeros(len(logs))
+    base = Base(modes[0], fit, np.arange(len(logs)), none, LIT, (), doubt=3.0)
+    conditions = Conditions((), base, spread=2.0)
+    rng = torch.Generator().manual_seed(0)
+    targets, samples = np.array([2, 9]), 0.002 * torch.randn(400, 2, *SHAPE, generator=rng)
+    drawn = deviations(conditions, targets, samples, seed=5)
+    _, std = combined(conditions, targets, samples[0], samples.std(0))
+    inside = torch.from_numpy(LIT)
+    shapes = drawn - drawn[..., inside].mean(-1)[..., None, None]
+    ratio = shapes.std(0)[:, inside] / std[:, inside]
+    assert float(ratio.median()) == pytest.approx(1, abs=0.1)
+    again = deviations(conditions, targets[1:], samples[:, 1:], seed=5)
+    assert torch.allclose(again, drawn[:, 1:], atol=1e-6)
+    # Of neighbouring frames a draw says nearly the same, far from what noise would.
+    near = [base.deviation(np.array([4, 5]), np.random.default_rng(k)) for k in range(50)]
+    one, two = np.array(near)[:, :, LIT].transpose(1, 0, 2)
+    assert np.corrcoef(one.ravel(), two.ravel())[0, 1] > 0.9
 
 
 def ripples_that_moved(rng):

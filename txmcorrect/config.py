@@ -288,7 +288,7 @@ class TrainSettings(Settings):
     checkpoint_every: int = option(1000, "Steps between checkpoints.", ge=1)
     validate_every: int = option(1000, "Steps between validations.", ge=1)
     calibrate: int = option(
-        60, "Batches that a stack model's doubt and spread are measured on.", ge=0
+        5, "Scans of each kind that a stack model's doubt and spread are measured on.", ge=0
     )
     tracker: str = option("jsonl", "jsonl, tensorboard, or any name Accelerate knows.")
     network: NetworkSettings = NetworkSettings()

@@ -30,7 +30,7 @@ from txmcorrect.training.calibrate import as_metadata, calibrate
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.loop import Clock, Loop, learning_rate
 from txmcorrect.training.validate import Validation, validate
-from txmcorrect.weights import ModelSpec, load_model, save_model
+from txmcorrect.weights import Model, ModelSpec, load_model, save_model
 
 log = logging.getLogger(__name__)
 # Settings that may change between a run and its continuation without changing its result.
@@ -258,7 +258,8 @@ class Training:
         if settings.dataset.condition != "stack" or settings.calibrate == 0:
             return
         self.evaluation.load_state_dict(self.state.average.state)
-        found = calibrate(self.evaluation, settings, self.sigmas, settings.calibrate)
+        model = Model(self.evaluation, self.spec, "", str(self.model_path))
+        found = calibrate(model, settings.calibrate)
         log.info("calibration: %s", found)
         spec = replace(self.spec, extra={**self.spec.extra, **as_metadata(found)})
         save_model(self.model_path, self.state.average.state, spec)

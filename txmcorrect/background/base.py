@@ -60,7 +60,8 @@ class Base:
     ----------
     reference, lit : `(h, w)`. fit : of the frames `chosen` `(m,)`; others lie between. level : `(n,)`
     brightness of each frame over that. jumps : first frames after a jump. mistakable : the sample turns
-    and may cover all cells: what is broad in it looks like drift.
+    and may cover all cells: what is broad in it looks like drift. doubt : how much further off fits like
+    this one are than they can tell (`training.calibrate`).
     """
 
     reference: Image
@@ -70,6 +71,7 @@ class Base:
     lit: NDArray[np.bool_]
     jumps: tuple[int, ...]
     mistakable: bool = False
+    doubt: float = 1.0
 
     def fields(self, frames: NDArray[np.intp]) -> Image:
         """Log background `(b, h, w)` of frames `(b,)`."""
@@ -78,11 +80,14 @@ class Base:
 
     def std(self, frames: NDArray[np.intp]) -> Image:
         """Deviation `(b, h, w)` of the shape of the background of frames `(b,)`."""
-        return self._at(self.fit.std, frames)
+        std, sudden = self._at(self.fit.std, frames), self._at(self.fit.sudden, frames)
+        # What a jump leaves open is known as it is: drifts are what fits know too little of.
+        usual = np.maximum(std**2 - sudden**2, 0)
+        return np.sqrt(np.float32(self.doubt) ** 2 * usual + sudden**2)
 
-    def sudden(self, frames: NDArray[np.intp]) -> Image:
-        """The part of `std` that jumps bring along."""
-        return self._at(self.fit.sudden, frames)
+    def deviation(self, frames: NDArray[np.intp], rng: np.random.Generator) -> Image:
+        """A draw of what `std` is the deviation of, `(b, h, w)`; of all frames alike, whichever are asked."""
+        return self._at(self.fit.deviation(rng, self.doubt), frames)
 
     def _at(self, values: Image, frames: NDArray[np.intp]) -> Image:
         """Linear between the frames that were fitted, never across a jump."""

@@ -76,20 +76,41 @@ class Group:
     def steady(self) -> bool:
         return self.course == STEADY
 
+    def shapes(self, lit: NDArray[np.bool_]) -> Image:
+        """Images `(k, h, w)` less their level where there is light."""
+        return self.images - self.images[:, lit].mean(1)[:, None, None]
+
 
 @dataclass(frozen=True)
 class Fit:
     """`change` `(n, h, w)`: background over the reference, natural log, of every frame; `std`
     `(n, h, w)` of its shape, as far as the fit can tell, and `sudden`, the part of it that jumps bring
     along; `jumps`: first frames after a jump; `told`: of a sample that turns, whether it is known where
-    it ends.
+    it ends. `groups` as they were fitted; `course` `(n, q)`, what parts of weights do through the frames;
+    `lit` `(h, w)`.
     """
 
     change: Image
     std: Image
     sudden: Image
     jumps: tuple[int, ...]
-    told: bool = False
+    told: bool
+    groups: tuple[Group, ...]
+    course: Array
+    lit: NDArray[np.bool_]
+
+    def deviation(self, rng: np.random.Generator, doubt: float = 1.0) -> Image:
+        """A draw of what `std` is the deviation of, `(n, h, w)`: broad and slow, as modes are.
+
+        `doubt`: factor on all but what jumps leave open.
+        """
+        drawn = np.zeros_like(self.change)
+        for group in self.groups:
+            usual = np.array(group.course) < len(COURSE)
+            weights = np.where(usual, doubt, 1.0) * group.std * rng.standard_normal(group.std.shape)
+            course = self.course[:, list(group.course)] @ weights.T
+            drawn += np.tensordot(course.astype(np.float32), group.shapes(self.lit), 1)
+        return drawn
 
 
 def courses(time: Array, at: Array | None = None, jumps: tuple[int, ...] = ()) -> Array:
@@ -134,7 +155,8 @@ def fit_drift(
         fit = _Fitting(logs, lit, groups, overlaps, time, False)
         fit.run()
     jumps, told = tuple(sorted(fit.jumps)), fit.turning is not None
-    return Fit(fit.change(), fit.std(), fit.std(len(COURSE)), jumps, told)
+    found = fit.change(), fit.std(), fit.std(len(COURSE))
+    return Fit(*found, jumps, told, tuple(groups), fit.course, lit)
 
 
 class _Fitting:
@@ -360,8 +382,7 @@ class _Fitting:
                 continue
             course = self.course[:, [group.course[k] for k in own]]
             weights = course**2 @ (group.std[:, own] ** 2).T
-            images = group.images - group.images[:, self.lit].mean(1)[:, None, None]
-            variance += np.tensordot(weights, images**2, 1).astype(np.float32)
+            variance += np.tensordot(weights, group.shapes(self.lit) ** 2, 1).astype(np.float32)
         return np.sqrt(variance)
 
 

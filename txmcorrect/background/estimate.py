@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.base import find_base
+from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.conditions import RIM, lit_mean, pair_condition
-from txmcorrect.background.known import Known, kind_of
+from txmcorrect.background.known import Known, kind_of, situation_of
 from txmcorrect.background.quality import MISTAKABLE
 from txmcorrect.background.stack import stack_condition
 from txmcorrect.background.thumbnails import Small
@@ -29,13 +29,11 @@ ToLog = Callable[[torch.Tensor], torch.Tensor]
 """What the network generated `(b, h, w)` -> natural logarithm of counts."""
 Look = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
 """Frame numbers `(b,)` -> what the network sees of them, and how to read its answer."""
-Found = Callable[[NDArray[np.intp]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""What a fit without a network says of frames `(b,)`: log background `(b, h, w)` and std of its shape."""
 
 
 # Networks err two or three times as much on beams unlike those of their training, where a fit learns each
-# anew; and errors have longer tails than normal ones. Both seen on scans for choosing settings.
-FOREIGN, TAILS = 3.0, 1.3
+# anew: seen on scans for choosing settings.
+FOREIGN = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ class Conditions:
     """All `looks` at a frame: with each of its partners, or a single one at the window around it.
 
     `base`: what is known without the network, if anything is; network and base are then weighed by
-    what they claim to know. `spread`: factor on the deviation of samples. The factors on both were
+    what they claim to know. `spread`: factor on the deviation of samples; it and the base's doubt were
     measured after the training (`training.calibrate`). `notes`: doubts about all frames.
     """
 
     looks: tuple[Look, ...]
-    base: Found | None = None
+    base: Base | None = None
     spread: float = 1.0
     notes: tuple[str, ...] = ()
 
@@ -106,20 +104,15 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
     `extra` of the model's specification holds its calibration, where it has one.
     """
     base = find_base(known)
-    kind = kind_of(known)
-    doubt, spread = ((extra or {}).get(name, {}).get(kind, 1.0) for name in ("doubt", "spread"))
+    tables = [(extra or {}).get(name, {}) for name in ("doubt", "spread")]
+    doubt, spread = (t.get(situation_of(known), {}).get(kind_of(known), 1.0) for t in tables)
 
     def look(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
         cond, basis = stack_condition(make_stack(known, base, targets))
         return cond, basis.log_counts
 
-    def found(targets: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        std, sudden = base.std(targets), base.sudden(targets)
-        # What a jump leaves open is known as it is: drifts are what fits know too little of.
-        usual = np.maximum(std**2 - sudden**2, 0)
-        return base.fields(targets), np.sqrt(doubt**2 * usual + sudden**2)
-
-    return Conditions((look,), found, spread, (MISTAKABLE,) if base.mistakable else ())
+    notes = (MISTAKABLE,) if base.mistakable else ()
+    return Conditions((look,), replace(base, doubt=doubt), spread, notes)
 
 
 def generate(
@@ -151,8 +144,7 @@ def generate(
             ]
             mean = torch.stack(answers).quantile(0.5, 0)
             spread = shape_spread(samples, mean)
-            mean, factor = combined(conditions, batch, mean, spread)
-            std = factor * spread
+            mean, std = combined(conditions, batch, mean, spread)
         means.append(mean[:keep])
         stds.append(std[:keep])
         progress(sum(map(len, means)), k)
@@ -162,36 +154,51 @@ def generate(
 def combined(
     conditions: Conditions, targets: NDArray[np.intp], mean: torch.Tensor, spread: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Network and base together, for frames `(b,)`: the mean, and the factor on the samples' deviation.
+    """Network and base together, for frames `(b,)`: mean and deviation, `(b, h, w)`.
 
-    `mean`, `spread` `(b, h, w)`: what the network says, and how its samples deviate. The factor is
-    `(b, 1, 1)`.
+    `mean`, `spread` `(b, h, w)`: what the network says, and how its samples deviate.
     """
-    own = torch.full((len(mean), 1, 1), conditions.spread)
+    std = conditions.spread * spread
     if conditions.base is None:
-        return mean, own
-    mean, share = weighed(conditions.base, targets, mean, own * spread)
-    return mean, own * width(share)
+        return mean, std
+    fields = torch.from_numpy(conditions.base.fields(targets))
+    doubt = torch.from_numpy(conditions.base.std(targets))
+    share, std = network_share(doubt, std, _lit(mean)), FOREIGN * std
+    mixed = ((1 - share) * doubt.square() + share * std.square()).sqrt()
+    return fields + share * (mean - fields), mixed
 
 
-def weighed(
-    base: Found, targets: NDArray[np.intp], mean: torch.Tensor, std: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Combine what the network says of frames `(b,)` with what is known without it, by precision.
+def network_share(doubt: torch.Tensor, std: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
+    """The network's part in the mean of frames, `(b, 1, 1)`, by precision; all images are `(b, h, w)`.
 
-    `mean` and `std` `(b, h, w)` are the network's. Also returns its share in the result, `(b, 1, 1)`:
-    all where the base is doubtful, nothing where the base is surer than the network could be.
+    All where the base is in `doubt`, nothing where the base is surer than the network, whose deviation
+    is said to be `std`, could be. What is left is uncertain as if the one were right in that share of
+    cases, and else the other: neither knows of the other's mistakes.
     """
-    fields, doubt = (torch.from_numpy(x) for x in base(targets))
-    lit = _lit(mean)
-    own, other = (lit_mean(x**2, lit) for x in (doubt, FOREIGN * std))
-    share = own / (own + other + 1e-12)
-    return fields + share * (mean - fields), share
+    own, other = (lit_mean(x.square(), lit) for x in (doubt, FOREIGN * std))
+    return own / (own + other + 1e-12)
 
 
-def width(share: torch.Tensor) -> torch.Tensor:
-    """Deviation of the combination over the network's own."""
-    return TAILS * FOREIGN * share.sqrt()
+def deviations(
+    conditions: Conditions, targets: NDArray[np.intp], samples: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """Draws `(s, b, h, w)` of what `combined` states the deviation of, from the network's `samples`.
+
+    Levels do not count. Draws of one number belong together, whichever frames are asked.
+    """
+    middle = samples.mean(0)
+    lit = _lit(middle)
+    own = conditions.spread * (samples - middle)
+    if conditions.base is None:
+        return own
+    doubt = torch.from_numpy(conditions.base.std(targets))
+    std = conditions.spread * shape_spread(samples, middle)
+    share = network_share(doubt, std, lit)
+    fits = [
+        torch.from_numpy(conditions.base.deviation(targets, np.random.default_rng([seed, k])))
+        for k in range(len(samples))
+    ]
+    return (1 - share).sqrt() * torch.stack(fits) + share.sqrt() * FOREIGN * own
 
 
 def shape_spread(samples: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from txmcorrect.background.thumbnails import Small
 
 Image = NDArray[np.float32]
 COARSE = 4  # bin in which flats are compared
+SITUATIONS = ("passing", "turning", "overlapping")  # what the sample does, by what is known of it
 ONE_MOMENT = 0.003  # flats whose shapes differ by less (rms log) were taken at one moment
 
 
@@ -130,3 +131,10 @@ def kind_of(known: Known) -> str:
     if known.bank is not None:
         return "bank"
     return ("none", "one", "before-after")[(known.before is not None) + (known.after is not None)]
+
+
+def situation_of(known: Known) -> str:
+    """Which of `SITUATIONS` a scan is in."""
+    if known.overlaps:
+        return "overlapping"
+    return "turning" if known.turning else "passing"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
-from txmcorrect.background.estimate import Draw, batches_of, combined, draw_samples, shape_spread
+from txmcorrect.background.estimate import Draw, batches_of, deviations, draw_samples
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
 from txmcorrect.background.scale import Reference
@@ -149,9 +149,9 @@ def sample_background(
 ) -> NDArray[np.float32]:
     """Draws of the log background about the one that was found, `(count, n, h, w)`.
 
-    What is drawn is the spread, that of the nearest key frame: samples less their own mean, and the
-    grain of the fixed pattern. The mean is the result itself, which is settled over key frames and
-    levelled.
+    What is drawn is the spread, that of the nearest key frame: what the fit leaves open, samples less
+    their own mean, and the grain of the fixed pattern. The mean is the result itself, which is settled
+    over key frames and levelled.
     """
     conditions = background.conditions
     assert conditions is not None
@@ -159,9 +159,7 @@ def sample_background(
     keys, spread = background.keys, []
     for batch, keep in batches_of(keys):
         samples = draw_samples(model, conditions.looks, batch, several)
-        middle = samples.mean(0)
-        _, factor = combined(conditions, batch, middle, shape_spread(samples, middle))
-        spread.append((factor * (samples - middle))[:, :keep].numpy())
+        spread.append(deviations(conditions, batch, samples, draw.seed)[:, :keep].numpy())
     small = np.concatenate(spread, 1)
     shape = background.lit.shape
     out = np.empty((count, len(background.amplitude), *shape), np.float32)

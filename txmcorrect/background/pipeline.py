@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,6 +45,20 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report progress to nobody."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a scan before the network is asked: references that fit, and notes on others;
+    `exposure` `(n,)` natural log, None where not recorded.
+    """
+
+    survey: Survey
+    pattern: Pattern
+    references: tuple[Reference, ...]
+    notes: tuple[str, ...]
+    exposure: NDArray[np.float64] | None
+    conditions: Conditions
+
+
 def estimate_background(
     scan: Scan,
     model: Model,
@@ -76,17 +91,19 @@ def estimate_background(
     """
     h, w = scan.shape[1:]
     pieces = pieces or InMemory()
-    dark = scan_dark(scan) if dark is None else dark
-    survey = survey_scan(
-        scan, dark, model.spec.size, memory, lambda d, t: report("looking", d, t), pieces
+    seen = look_at(
+        scan,
+        model,
+        references=references,
+        dark=dark,
+        interval=interval,
+        partners=draw.partners,
+        memory=memory,
+        report=report,
+        pieces=pieces,
     )
-    pattern, references, notes = _pattern(scan, survey, references, memory, pieces)
-    if not survey.dark_known:
-        log.warning("no dark frames: zero counts are taken for no light")
-    exposure = _log_exposure(scan)
-    conditions = _conditions(
-        scan, model, survey, pattern.detail, references, exposure, interval, draw.partners
-    )
+    survey, pattern, conditions = seen.survey, seen.pattern, seen.conditions
+    references, exposure = seen.references, seen.exposure
     keys, fields, std = _key_fields(survey, model, conditions, draw, every, report, pieces)
     small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
@@ -122,12 +139,40 @@ def estimate_background(
         lit=(lit_map[0].numpy() > 0.5) & ~survey.broken,
         dark=survey.dark,
         scale=scale,
-        notes=(*notes, *conditions.notes),
+        notes=(*seen.notes, *conditions.notes),
         referenced=model.spec.condition == "stack" and len(references) > 0,
         leak=leak,
         conditions=conditions,
         grain=pattern.grain,
     )
+
+
+def look_at(
+    scan: Scan,
+    model: Model,
+    *,
+    references: tuple[Reference, ...] = (),
+    dark: NDArray[np.float32] | None = None,
+    interval: int = 1,
+    partners: int = 4,
+    memory: int = 2 * 1024**3,
+    report: Report = silent,
+    pieces: Pieces | None = None,
+) -> Seen:
+    """Everything before the network; parameters as of `estimate_background`."""
+    pieces = pieces or InMemory()
+    dark = scan_dark(scan) if dark is None else dark
+    survey = survey_scan(
+        scan, dark, model.spec.size, memory, lambda d, t: report("looking", d, t), pieces
+    )
+    pattern, references, notes = _pattern(scan, survey, references, memory, pieces)
+    if not survey.dark_known:
+        log.warning("no dark frames: zero counts are taken for no light")
+    exposure = _log_exposure(scan)
+    conditions = _conditions(
+        scan, model, survey, pattern.detail, references, exposure, interval, partners
+    )
+    return Seen(survey, pattern, references, notes, exposure, conditions)
 
 
 def _pattern(
@@ -223,7 +268,9 @@ def _expected(
     """Level of key frames `(k,)` where exposures are recorded: the fit's, if any, which knows of overlaps."""
     if exposure is None:
         return None
-    return exposure[keys] if conditions.base is None else level_of(conditions.base(keys)[0], lit)
+    return (
+        exposure[keys] if conditions.base is None else level_of(conditions.base.fields(keys), lit)
+    )
 
 
 def _log_exposure(scan: Scan) -> NDArray[np.float64] | None:

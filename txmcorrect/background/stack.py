@@ -33,7 +33,6 @@ LEVEL_SHARE, LEVEL_SCALE = (
 )  # an unknown level is guesswork: a small part of what is generated
 ENOUGH = 1200  # pixels of a median
 REFERENCES = ("none", "one", "before-after", "bank")  # by what the fit rests on
-DOUBT, FLAGS = 8, slice(12, 15)  # channels: what the fit doubts; has_before, has_after, has_bank
 MANY = 14.0  # frames; training sees no more
 
 
@@ -117,18 +116,6 @@ def stack_condition(stack: Stack) -> tuple[Tensor, Basis]:
     cond = torch.cat([torch.stack(images + flat, 1), coordinates(target)], 1)
     share = torch.where(settled > 0, 1.0, (scale / LEVEL_SCALE).clamp_max(LEVEL_SHARE))
     return cond, Basis(base, scale, share, lit, trust_in(base - _level(base, lit)))
-
-
-def references_seen(cond: Tensor) -> list[str]:
-    """Which of `REFERENCES` each item `(b, c, h, w)` of a condition has."""
-    before, after, bank = (cond[:, k, 0, 0] > 0 for k in range(FLAGS.start, FLAGS.stop))
-    kind = torch.where(bank, 3, before.long() + after.long())
-    return [REFERENCES[k] for k in kind.tolist()]
-
-
-def doubt_seen(cond: Tensor) -> Tensor:
-    """Deviation of the base `(b, h, w)` in units of the scale, from a condition `(b, c, h, w)`."""
-    return torch.sinh(cond[:, DOUBT])
 
 
 def _level(image: Tensor, lit: Tensor) -> Tensor:

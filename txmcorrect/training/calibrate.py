@@ -1,93 +1,133 @@
 """How far a stack network, and the fit it starts from, are from what they claim; once it is trained.
 
 A fit does not know its own mistakes, and few-step samples spread too little or too much. By how much
-either errs more than it says is measured on simulated scans that training never draws, by what
-references there are, and travels with the weights: `correct` weighs one against the other by it.
+either errs more than it says depends on what references there are and on what the sample does: one that
+turns hides the background, one that passes shows it, and overlapping tiles tell it. It is measured on whole
+scans of the training family that training never draws, through what `correct` does, and travels with the
+weights: `correct` weighs one against the other by it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import lit_mean
-from txmcorrect.background.stack import REFERENCES, doubt_seen, references_seen
-from txmcorrect.config import TrainSettings
-from txmcorrect.diffusion.denoiser import NetworkDenoiser, Noise
-from txmcorrect.diffusion.samplers import ddim
-from txmcorrect.diffusion.schedules import subsequence
-from txmcorrect.training.batches import Batches
-from txmcorrect.training.validate import posterior_mean
+from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.estimate import Draw, draw_samples, shape_spread
+from txmcorrect.background.known import SITUATIONS
+from txmcorrect.background.methods import as_scan, references_of
+from txmcorrect.background.pipeline import look_at
+from txmcorrect.background.stack import REFERENCES
+from txmcorrect.judge.scenes import problem_of
+from txmcorrect.simulate import SimulatedScan, simulate_scan
+from txmcorrect.simulate.beam import DRIFTS
+from txmcorrect.simulate.scans import Kind, References
+from txmcorrect.weights import Model
 
-FIRST = 1000  # validation batches before these serve to watch the training
-STEPS, SAMPLES = 4, 4
-LEAST, MOST = 0.3, 20.0
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Table = dict[str, dict[str, float]]
+
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "passing": ("film",),
+    "turning": ("tomo",),
+    "overlapping": ("mosaic-sparse", "mosaic-dense"),
+}
+BANK = 12
+TAKEN: dict[str, tuple[References, int]] = {
+    "none": ("none", 0),
+    "one": ("stale", 0),
+    "before-after": ("before-after", 0),
+    "bank": ("stale", BANK),
+}
+FIRST = 1_000_000  # seed; scans before it serve other purposes
+FRAMES, TARGETS = 24, 8
+LEAST_COUNTS, MOST_COUNTS = 1000.0, 20000.0
+COVERED, DEVIATIONS = 0.9, 1.645  # of a normal distribution
+LEAST, MOST = 0.1, 100.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Error over what was claimed, of the usual scan, by `REFERENCES`: `doubt` of the fit, `spread` of
-    the network's samples.
+    """Error over what was claimed, of the usual scan, by `SITUATIONS` and `REFERENCES`: `doubt` of the fit,
+    `spread` of the network's samples.
     """
 
-    doubt: dict[str, float]
-    spread: dict[str, float]
+    doubt: Table
+    spread: Table
 
 
-@torch.no_grad()
 def calibrate(
-    model: NetworkDenoiser, settings: TrainSettings, sigmas: Tensor, batches: int
+    model: Model, scans: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Calibration:
-    """Measure both on `batches` batches; kinds of references that none shows are left at 1."""
-    data = Batches(settings, "validate")
-    device = next(model.parameters()).device
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in REFERENCES}
-    for index in range(FIRST, FIRST + batches):
-        batch = data[index].to(device)
-        mean = posterior_mean(model, batch.cond, sigmas[-1])
-        samples = _samples(model, batch.cond, sigmas)
-        doubt = doubt_seen(batch.cond)  # in units of the scale, as is all that is generated
-        for k, name in enumerate(references_seen(batch.cond)):
-            lit = batch.weight[k, 0] > 0.5
-            if lit.sum() < 16:
-                continue
-            truth, guess = (_shape(x[k, 0], lit) for x in (batch.x0, mean))
-            std = torch.stack([_shape(sample[k, 0], lit) for sample in samples]).std(0)
-            fit, network = _rms(truth) / _rms(doubt[k][lit]), _rms(truth - guess) / _rms(std)
-            found[name].append((fit, network))
-    factors = {
-        name: np.clip(np.median(ratios, 0), LEAST, MOST).round(3).tolist() if ratios else (1.0, 1.0)
-        for name, ratios in found.items()
-    }
-    return Calibration(
-        {name: doubt for name, (doubt, _) in factors.items()},
-        {name: spread for name, (_, spread) in factors.items()},
-    )
+    """Measure both on `scans` scans of each kind with each sort of references."""
+    plain = replace(model, spec=replace(model.spec, extra={}))
+    doubt: Table = {situation: {} for situation in SITUATIONS}
+    spread: Table = {situation: {} for situation in SITUATIONS}
+    sorts = [(s, r) for s in SITUATIONS for r in REFERENCES]
+    for done, (situation, sort) in enumerate(sorts):
+        progress(done, len(sorts))
+        found = [claims(plain, scan) for scan in _drawn(situation, sort, scans, model.spec.size)]
+        middle = np.clip(np.median(found, 0), LEAST, MOST).round(3)
+        doubt[situation][sort], spread[situation][sort] = middle.tolist()
+    return Calibration(doubt, spread)
 
 
-def _samples(model: NetworkDenoiser, cond: Tensor, sigmas: Tensor) -> Tensor:
-    """Samples as `correct` draws them, `(s, b, 1, h, w)`."""
-    b, _, h, w = cond.shape
-    levels = subsequence(sigmas, STEPS)
-    drawn = []
-    for sample in range(SAMPLES):
-        noise = Noise(0, sample)
-        x = noise.start((b, 1, h, w), float(levels[0]), like=cond)
-        drawn.append(ddim(model, x, levels, cond, noise=noise, eta=1.0))
-    return torch.stack(drawn)
+def _drawn(situation: str, sort: str, scans: int, size: int) -> Iterator[SimulatedScan]:
+    """Scans with drifts, counts and overlaps as they come."""
+    references, bank = TAKEN[sort]
+    for kind in KINDS[situation]:
+        for seed in range(FIRST, FIRST + scans):
+            rng = np.random.default_rng([seed, REFERENCES.index(sort), get_args(Kind).index(kind)])
+            yield simulate_scan(
+                kind,
+                str(rng.choice(list(DRIFTS))),
+                float(np.exp(rng.uniform(np.log(LEAST_COUNTS), np.log(MOST_COUNTS)))),
+                (4 * size, 4 * size),
+                int(rng.integers(2**31)),
+                "train",
+                references,
+                FRAMES,
+                overlap=float(rng.uniform(0.05, 0.2)),
+                bank=bank,
+            )
 
 
-def _shape(image: Tensor, lit: Tensor) -> Tensor:
-    return (image - lit_mean(image[None], lit[None].to(image))[0])[lit]
+def claims(model: Model, scan: SimulatedScan) -> tuple[float, float]:
+    """By how much fit and network are further off than they claim, over some frames of a scan."""
+    problem = problem_of(scan)
+    references = references_of(problem, model.spec.size)
+    seen = look_at(as_scan(problem), model, references=references, dark=problem.dark)
+    usable = np.flatnonzero(seen.survey.usable)
+    targets = usable[np.linspace(0, len(usable) - 1, TARGETS).astype(int)]
+    conditions, factor = seen.conditions, seen.survey.factor
+    assert conditions.base is not None
+    base, std = conditions.base.fields(targets), conditions.base.std(targets)
+    draw = Draw()
+    once = replace(draw, sampler="ddim", steps=1, samples=1)
+    mean = draw_samples(model, conditions.looks, targets, once)[0]
+    spread = shape_spread(draw_samples(model, conditions.looks, targets, draw), mean)
+    truth = np.log(np.maximum(_binned(scan.background[targets].astype(np.float32), factor), 1e-3))
+    lit = _binned(scan.lit[None].astype(np.float32), factor)[0] > 0.99
+    return excess(base - truth, std, lit), excess(mean.numpy() - truth, spread.numpy(), lit)
 
 
-def _rms(values: Tensor) -> float:
-    return max(float(values.square().mean().sqrt()), 1e-6)
+def excess(error: Array, std: Array, lit: Mask) -> float:
+    """Factor on `std` `(n, h, w)` by which 90 % of the errors of shape would lie in 90 % intervals."""
+    apart = error[:, lit]
+    apart = np.abs(apart - apart.mean(1, keepdims=True))
+    return float(np.quantile(apart / np.maximum(std[:, lit], 1e-9), COVERED) / DEVIATIONS)
 
 
-def as_metadata(calibration: Calibration) -> dict[str, dict[str, float]]:
+def _binned(images: Array, factor: int) -> Array:
+    return np.asarray(bin_mean(torch.from_numpy(images), factor).numpy())
+
+
+def as_metadata(calibration: Calibration) -> dict[str, Table]:
     """As a model's specification keeps it."""
     return {"doubt": calibration.doubt, "spread": calibration.spread}
