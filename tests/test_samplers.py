@@ -8,9 +8,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from txmcorrect.diffusion.denoiser import NetworkDenoiser, Noise, Preconditioning, with_guidance
+from txmcorrect.diffusion.denoiser import (
+    NetworkDenoiser,
+    Noise,
+    Preconditioning,
+    with_guidance,
+    within,
+)
 from txmcorrect.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m
 from txmcorrect.diffusion.schedules import (
+    SCHEDULES,
     alpha_bar_from_sigma,
     geometric,
     karras,
@@ -298,3 +305,21 @@ def test_without_a_condition_the_network_sees_zeros_in_its_place():
     assert torch.equal(given[:, 1:], torch.ones(2, 2, 3, 3))
     torch.testing.assert_close(free[:, :1], x / 10**0.5)
     torch.testing.assert_close(level, sigma.log().expand(2) / 4)
+
+
+def test_estimates_stay_within_what_an_image_can_be():
+    """A network that errs by half a deviation in eps is off by that times sigma; the chain ends in range."""
+
+    def errs(x, sigma, cond, step):
+        return x - sigma * (x / torch.sqrt(1 + sigma**2) + 0.5)
+
+    levels = subsequence(SCHEDULES["linear"](1000), 20)
+    noise = Noise(3)
+    x = noise.start((4, 1, 8, 8), float(levels[0]))
+    free = SAMPLERS["ddim"](errs, x, levels, None, noise=noise)
+    kept = SAMPLERS["ddim"](within(errs, -1.0, 2.0), x, levels, None, noise=noise)
+    assert float(free.max()) > 2.5 or float(free.min()) < -1.5
+    assert -1 <= float(kept.min()) and float(kept.max()) <= 2
+    inside = within(lambda x, *_: 0.5 * x, -1.0, 1.0)
+    same = torch.full((1, 1, 2, 2), 0.6)
+    assert torch.equal(inside(same, torch.tensor(1.0), None, noise.step(0)), 0.5 * same)

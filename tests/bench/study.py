@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from txmcorrect.config import TrainSettings, load_settings
-from txmcorrect.diffusion.denoiser import Noise, with_guidance
+from txmcorrect.diffusion.denoiser import Noise, with_guidance, within
 from txmcorrect.diffusion.guidance import GUIDANCE, Measurement
 from txmcorrect.diffusion.samplers import SAMPLERS
 from txmcorrect.diffusion.schedules import subsequence
@@ -72,6 +72,7 @@ def draw(denoise, cond, model, sampler, given):
 
 def conditioned(model, y, sigma, sampler, scale, given):
     prior = with_guidance(patch_prior(model, 2**30, "fixed"), scale)
+    prior = within(prior, float(y.min()), float(y.max()))  # as `restore` does
     cond = torch.cat([y, torch.full_like(y, sigma)], 1).expand(given.samples, -1, -1, -1)
     return draw(prior, cond, model, sampler, given)
 

@@ -153,3 +153,16 @@ def with_guidance(denoise: Denoiser, scale: float) -> Denoiser:
         return free + scale * (denoise(x, sigma, cond, step) - free)
 
     return guided
+
+
+def within(denoise: Denoiser, low: float, high: float) -> Denoiser:
+    """Estimates kept to the values that an image can have, as the authors' code of DDPM does.
+
+    At the largest sigma `x - sigma eps` multiplies the error of a network that says eps.
+    Source: Ho et al. 2020, `clip_denoised`.
+    """
+
+    def kept(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
+        return denoise(x, sigma, cond, step).clamp(low, high)
+
+    return kept

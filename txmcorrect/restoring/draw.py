@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from txmcorrect.config import RestoreSettings
-from txmcorrect.diffusion.denoiser import Denoiser, Noise, Step, with_guidance
+from txmcorrect.diffusion.denoiser import Denoiser, Noise, Step, with_guidance, within
 from txmcorrect.diffusion.guidance import GUIDANCE
 from txmcorrect.diffusion.langevin import langevin, predictor_corrector
 from txmcorrect.diffusion.samplers import SAMPLERS, Sampler
@@ -114,7 +114,8 @@ def denoise_frame(
     noise = torch.as_tensor(problem.measurement.s2).sqrt().to(y).expand_as(y)
     _warn_of_noise(float(noise.mean()) * float(model.spec.extra["scale"]), model)
     seen = torch.cat([y, noise], 1)
-    guided = with_guidance(prior, settings.scale)
+    # Noise only widens the range of a frame.
+    guided = within(with_guidance(prior, settings.scale), float(y.amin()), float(y.amax()))
 
     def denoise(x: Tensor, sigma: Tensor, cond: Tensor | None, step: Step) -> Tensor:
         return guided(x, sigma, seen if cond is None else cond, step)
