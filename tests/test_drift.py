@@ -185,10 +185,30 @@ def test_components_are_as_large_as_the_bank_spreads():
 def test_a_reference_moves_by_its_gradient():
     rng = np.random.default_rng(12)
     image = smooth(rng, 1, 6.0, 0.1)[0]
-    along_x = moved(image, LIT)[1]
+    along_x = moved(image)[1]
     step = np.gradient(gaussian_filter(image, 1.5), axis=1) * 0.01 * 40
     assert np.allclose(along_x, step, atol=1e-6)
-    assert moved(image[:1], LIT[:1]).shape == (7, 1, 40)
+    assert moved(image[:1]).shape == (7, 1, 40)
+
+
+def test_the_dim_rim_of_an_aperture_is_followed_when_it_moves():
+    """Where a third to a thirtieth of the light is left; the corner itself is dark."""
+    rng = np.random.default_rng(13)
+    y, x = np.indices(SHAPE)
+
+    def beam(shift):
+        return -((np.hypot(y, x - shift) / 34) ** 12)  # natural log: 1 inside, a soft edge
+
+    change = np.stack([beam(s) for s in np.linspace(0, 1.5, 14)]) - beam(0)
+    frames = np.exp(8 + beam(0) + change + particles(rng, 14, 0.1))
+    before = np.exp(8 + beam(-0.3)).astype(np.float32)
+    error = find_base(facts(rng, frames, before=before)).fields(np.arange(14)) - beam(0) - change
+    inside = beam(0) > -0.1
+    error -= np.median(error[:, inside], 1)[:, None, None]
+    rim = (beam(0) < np.log(0.3)) & (beam(0) > np.log(0.04))
+    assert rim.sum() > 100
+    stale = (beam(-0.3) - beam(0) - change)[:, rim]
+    assert np.sqrt((error[:, rim] ** 2).mean()) < 0.2 * np.sqrt((stale**2).mean())
 
 
 def test_cosines_are_orthogonal_and_fall_off():

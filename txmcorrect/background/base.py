@@ -45,7 +45,7 @@ Image = NDArray[np.float32]
 
 MOST_FRAMES = 96  # fitted; others lie between
 RECORDED = 0.003  # natural log: how far simulated beams drift from recorded exposures
-LEAST_LIGHT = 0.1  # of the bright end; darker cells are not fitted
+LEAST_LIGHT = 0.03  # of the bright end; darker cells are not fitted
 FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
 BROAD = np.float32(0.03)  # natural log: the drift that a single reference is expected to have seen
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
@@ -200,7 +200,7 @@ def _broad(reference: Image, lit: NDArray[np.bool_], most: int, size: np.float32
 
 def _moved(image: Image, reference: Image, lit: NDArray[np.bool_]) -> Image:
     """Change of an image that moves before a beam as bright as the reference."""
-    return levelled(moved(image, lit), reference, lit)
+    return levelled(moved(image), reference, lit)
 
 
 def _levels(

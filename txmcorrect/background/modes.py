@@ -48,17 +48,17 @@ def cosines(shape: tuple[int, ...], most: int) -> Image:
     return np.array(waves, np.float32).reshape(-1, h, w)
 
 
-def moved(log_image: Image, lit: NDArray[np.bool_]) -> Image:
+def moved(log_image: Image) -> Image:
     """Change of a log image that moves along y and x by `SHIFT` of its long side: `(7, h, w)`.
 
     Slopes of what is broad, slopes of what is fine (of that much may be the detector's own pattern,
-    which stays), and curvatures, for moves that are not small beside the structure.
+    which stays), and curvatures, for moves that are not small beside the structure. Where an aperture ends
+    the beam's rim moves, too: what is dark there stays as it is.
     """
-    filled = np.where(lit, log_image, np.median(log_image[lit]) if lit.any() else 0)
-    broad = gaussian_filter(filled, BROAD_CELLS)
-    fine = gaussian_filter(filled, FINE_CELLS) - broad
-    shift = SHIFT * max(lit.shape)
-    bent = _slopes(gaussian_filter(filled, BENT_CELLS))
+    broad = gaussian_filter(log_image, BROAD_CELLS)
+    fine = gaussian_filter(log_image, FINE_CELLS) - broad
+    shift = SHIFT * max(log_image.shape)
+    bent = _slopes(gaussian_filter(log_image, BENT_CELLS))
     curved = np.stack([*_slopes(bent[0]), _slopes(bent[1])[1]])
     images = [*shift * _slopes(broad), *shift * _slopes(fine), *shift**2 * curved]
     return np.stack(images).astype(np.float32)
