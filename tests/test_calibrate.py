@@ -40,7 +40,7 @@ def test_every_situation_has_the_usual_of_its_scans(monkeypatch):
         return next(ratios)
 
     monkeypatch.setattr(module, "claims", known)
-    monkeypatch.setattr(module, "simulate_scan", lambda kind, *given, **more: kind)
+    monkeypatch.setattr(module, "scans_like_those_of_training", lambda kind, *given: [kind] * 3)
     found = as_metadata(calibrate(load_model("bundled", "stack"), 3))
     assert set(found) == {"doubt", "spread"}
     for table, usual in ((found["doubt"], 2.0), (found["spread"], 0.6)):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from txmcorrect.background.methods import as_scan, references_of
 from txmcorrect.background.pipeline import look_at
 from txmcorrect.background.stack import REFERENCES
 from txmcorrect.judge.scenes import problem_of
-from txmcorrect.simulate import SimulatedScan, simulate_scan
-from txmcorrect.simulate.beam import DRIFTS
+from txmcorrect.simulate import SimulatedScan
+from txmcorrect.simulate.calibration import scans_like_those_of_training
 from txmcorrect.simulate.scans import Kind, References
 from txmcorrect.weights import Model
 
@@ -38,16 +37,13 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "turning": ("tomo",),
     "overlapping": ("mosaic-sparse", "mosaic-dense"),
 }
-BANK = 12
-TAKEN: dict[str, tuple[References, int]] = {
-    "none": ("none", 0),
-    "one": ("stale", 0),
-    "before-after": ("before-after", 0),
-    "bank": ("stale", BANK),
+TAKEN: dict[str, tuple[References, bool]] = {
+    "none": ("none", False),
+    "one": ("stale", False),
+    "before-after": ("before-after", False),
+    "bank": ("stale", True),
 }
-FIRST = 1_000_000  # seed; scans before it serve other purposes
-FRAMES, TARGETS = 24, 8
-LEAST_COUNTS, MOST_COUNTS = 1000.0, 20000.0
+TARGETS = 8  # frames of a scan
 COVERED, DEVIATIONS = 0.9, 1.645  # of a normal distribution
 LEAST, MOST = 0.1, 100.0
 
@@ -79,23 +75,9 @@ def calibrate(
 
 
 def _drawn(situation: str, sort: str, scans: int, size: int) -> Iterator[SimulatedScan]:
-    """Scans with drifts, counts and overlaps as they come."""
     references, bank = TAKEN[sort]
     for kind in KINDS[situation]:
-        for seed in range(FIRST, FIRST + scans):
-            rng = np.random.default_rng([seed, REFERENCES.index(sort), get_args(Kind).index(kind)])
-            yield simulate_scan(
-                kind,
-                str(rng.choice(list(DRIFTS))),
-                float(np.exp(rng.uniform(np.log(LEAST_COUNTS), np.log(MOST_COUNTS)))),
-                (4 * size, 4 * size),
-                int(rng.integers(2**31)),
-                "train",
-                references,
-                FRAMES,
-                overlap=float(rng.uniform(0.05, 0.2)),
-                bank=bank,
-            )
+        yield from scans_like_those_of_training(kind, references, bank, scans, 4 * size)
 
 
 def claims(model: Model, scan: SimulatedScan) -> tuple[float, float]:
