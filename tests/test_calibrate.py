@@ -17,9 +17,8 @@ LIT = np.ones((64, 64), bool)
 def test_errors_of_so_many_claimed_deviations_are_found_to_be(factor):
     rng = np.random.default_rng(1)
     std = np.exp(rng.normal(0, 0.5, (8, 64, 64))).astype(np.float32)
-    error = (
-        factor * std * rng.standard_normal(std.shape).astype(np.float32) + 7.0
-    )  # a level is none
+    level = 7.0  # is no error of shape
+    error = level + factor * std * rng.standard_normal(std.shape).astype(np.float32)
     assert excess(error, std, LIT) == pytest.approx(factor, rel=0.05)
 
 

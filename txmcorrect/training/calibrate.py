@@ -9,8 +9,9 @@ weights: `correct` weighs one against the other by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -58,16 +59,12 @@ class Calibration:
     spread: Table
 
 
-def calibrate(
-    model: Model, scans: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Calibration:
+def calibrate(model: Model, scans: int) -> Calibration:
     """Measure both on `scans` scans of each kind with each sort of references."""
     plain = replace(model, spec=replace(model.spec, extra={}))
     doubt: Table = {situation: {} for situation in SITUATIONS}
     spread: Table = {situation: {} for situation in SITUATIONS}
-    sorts = [(s, r) for s in SITUATIONS for r in REFERENCES]
-    for done, (situation, sort) in enumerate(sorts):
-        progress(done, len(sorts))
+    for situation, sort in product(SITUATIONS, REFERENCES):
         found = [claims(plain, scan) for scan in _drawn(situation, sort, scans, model.spec.size)]
         middle = np.clip(np.median(found, 0), LEAST, MOST).round(3)
         doubt[situation][sort], spread[situation][sort] = middle.tolist()
