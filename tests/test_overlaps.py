@@ -180,7 +180,7 @@ def level_error(seed):
 
 def test_levels_follow_recorded_exposures_where_overlaps_cannot_tell():
     """A slope that all tiles share and levels that rise from tile to tile look alike in overlaps."""
-    assert np.mean([level_error(seed) for seed in range(6)]) < 0.003  # unlevelled 0.0048
+    assert np.mean([level_error(seed) for seed in range(6)]) < 0.002  # unlevelled 0.0048
 
 
 def test_the_rim_of_the_beam_says_nothing_of_its_level():

@@ -21,7 +21,8 @@ BROAD_CELLS, FINE_CELLS, BENT_CELLS = 1.5, 0.6, 1.0
 COMMON_CELLS = 12.0
 AGREED = 0.3  # correlation: four fresh references up to 0.16, ten of eleven stale ones from 0.37 on
 COMPONENTS = 12  # of a bank
-BRIGHT = np.float32(0.9)  # of the usual light: where recorded exposures say how bright a frame is
+# Where recorded exposures say how bright a frame is: of the usual light there, and of the bright end.
+BRIGHT, HALF = np.float32(0.9), np.float32(0.5)
 
 
 def principal(bank: Image, lit: NDArray[np.bool_]) -> tuple[Image, Image]:
@@ -94,5 +95,6 @@ def levelled(images: Image, reference: Image, lit: NDArray[np.bool_]) -> Image:
     """
     if not lit.any():
         return images
-    bright = lit & (reference >= np.median(reference[lit]) + np.log(BRIGHT))
+    well = lit & (reference >= np.quantile(reference[lit], 0.95) + np.log(HALF))
+    bright = lit & (reference >= np.median(reference[well]) + np.log(BRIGHT))
     return images - images[:, bright].mean(1)[:, None, None]

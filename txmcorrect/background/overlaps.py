@@ -29,6 +29,8 @@ MOST_PAIRS = 300  # evenly among all
 LEAST_PX = 4  # of an overlap's sides; thinner ones are as good as none
 LIT_SHARE = 0.5  # of a block's pixels
 LEAST_COUNTS = 1.0
+# Of the bright end; what is a little misplaced on a steep rim is much brighter or darker there.
+LEAST_LIGHT = np.float32(0.1)
 THIRDS = np.array([-1, 0, 1]) / 3
 
 
@@ -159,13 +161,15 @@ def find_overlaps(
     at: Array,
     levelled: bool = False,
 ) -> list[Overlap]:
-    """Overlaps as a fit sees them: over the reference, where both frames are lit.
+    """Overlaps as a fit sees them: over the reference, where both frames are well lit.
 
     Parameters
     ----------
     reference : `(h, w)` natural log on the working grid. gain : `(n,)` log exposure of each frame.
     lit : `(h, w)`. at : `(n,)` places among the frames that are fitted. levelled : exposures are recorded.
     """
+    if lit.any():
+        lit = lit & (reference >= np.quantile(reference[lit], 0.95) + np.log(LEAST_LIGHT))
     found = []
     for pair in shared:
         i, j = pair.frames
