@@ -375,9 +375,9 @@ def test_fixed_pattern_does_not_depend_on_memory(simulated):
     frames = ArrayFrames(simulated.counts)
     dark = np.zeros(simulated.counts.shape[1:], np.float32)
     index = choose_frames(np.ones(len(simulated.counts), bool))
-    wanted = detail_of(frames, index, dark, 2, False)
+    wanted = detail_of(frames, index, dark, 2)
     assert wanted[0].std() > 1e-3 and wanted[1].min() > 0
-    found = detail_of(frames, index, dark, 2, False, memory=100_000)  # two rows at a time
+    found = detail_of(frames, index, dark, 2, memory=100_000)  # two rows at a time
     np.testing.assert_array_equal(found, wanted)
 
 

@@ -11,7 +11,7 @@ from txmcorrect.background import base
 from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
-from txmcorrect.background.estimate import FOREIGN, Conditions, combined, deviations, network_share
+from txmcorrect.background.estimate import Conditions, combined, deviations, network_share
 from txmcorrect.background.gradients import fine, from_steps
 from txmcorrect.background.known import Known
 from txmcorrect.background.modes import cosines, levelled
@@ -217,13 +217,13 @@ def test_one_odd_frame_is_no_jump():
 
 
 def test_network_and_fit_count_by_what_they_know():
-    """Equal doubts share alike once networks are taken for `FOREIGN` times as wrong as they say."""
+    """Equal doubts share alike."""
     ones = torch.ones(2, *SHAPE)
 
     def share(doubt, std):
         return network_share(doubt * ones, std * ones, ones)
 
-    assert torch.allclose(share(0.02, 0.02 / FOREIGN), torch.tensor(0.5), atol=1e-4)
+    assert torch.allclose(share(0.02, 0.02), torch.tensor(0.5), atol=1e-4)
     assert share(1e-5, 0.05).max() < 1e-6
     assert share(0.5, 0.001).min() > 0.999
 

@@ -51,16 +51,15 @@ def detail_of(
     index: NDArray[np.intp],
     dark: Image,
     factor: int,
-    sample_free: bool,
     memory: int = 2 * 1024**3,
 ) -> tuple[Image, Image]:
     """Log detail `(h, w)`, zero on average over every coarse cell, and the variance of its noise.
 
+    An interquartile mean over frames: samples in some of them do not show.
+
     Parameters
     ----------
     frames : raw. index : those to use. dark : `(h, w)`.
-    sample_free : the frames are references; otherwise the estimate is robust against samples
-    (interquartile mean over frames).
     memory : bytes; a quarter of it may hold raw frames, what does not fit is read again for every
     band of rows. The result does not depend on it.
     """
@@ -75,13 +74,7 @@ def detail_of(
         for ratio, i in zip(ratios, index.tolist(), strict=True):
             raw = held[i] if i in held else frames.read(i, i + 1)[0]
             ratio[:] = _band_ratio(raw, dark, factor, top, stop)
-        if sample_free and len(ratios) > 2:
-            common[top:stop], variance[top:stop] = (
-                ratios.mean(0),
-                ratios.var(0, ddof=1) / len(ratios),
-            )
-        else:
-            common[top:stop], variance[top:stop] = _robust(ratios)
+        common[top:stop], variance[top:stop] = _robust(ratios)
     detail = np.log(np.clip(common, np.exp(-2 * LARGEST), np.exp(2 * LARGEST)))
     noise = uniform_filter(variance / np.maximum(common, 0.1) ** 2, WINDOW)
     return detail.astype(np.float32), noise.astype(np.float32)
@@ -134,7 +127,7 @@ def fixed_pattern(
     more exposures of the same pattern.
     """
     index = choose_frames(survey.usable)
-    seen, noise = detail_of(scan.projections, index, survey.dark, survey.factor, False, memory)
+    seen, noise = detail_of(scan.projections, index, survey.dark, survey.factor, memory)
     own = shrunk(seen, noise)
     total, photons = np.zeros_like(own), np.zeros_like(own)
     count, fit = 0, []

@@ -158,24 +158,35 @@ def combined(
 
     `mean`, `spread` `(b, h, w)`: what the network says, and how its samples deviate.
     """
-    std = conditions.spread * spread
     if conditions.base is None:
-        return mean, std
+        return mean, conditions.spread * spread
     fields = torch.from_numpy(conditions.base.fields(targets))
-    doubt = torch.from_numpy(conditions.base.std(targets))
-    share, std = network_share(doubt, std, _lit(mean)), FOREIGN * std
+    share, doubt, std = _shared(conditions, conditions.base, targets, mean, spread)
     mixed = ((1 - share) * doubt.square() + share * std.square()).sqrt()
     return fields + share * (mean - fields), mixed
+
+
+def _shared(
+    conditions: Conditions,
+    base: Base,
+    targets: NDArray[np.intp],
+    mean: torch.Tensor,
+    spread: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The network's share `(b, 1, 1)`, and how far off base and network may be, `(b, h, w)` each."""
+    doubt = torch.from_numpy(base.std(targets))
+    std = FOREIGN * conditions.spread * spread
+    return network_share(doubt, std, _lit(mean)), doubt, std
 
 
 def network_share(doubt: torch.Tensor, std: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
     """The network's part in the mean of frames, `(b, 1, 1)`, by precision; all images are `(b, h, w)`.
 
     All where the base is in `doubt`, nothing where the base is surer than the network, whose deviation
-    is said to be `std`, could be. What is left is uncertain as if the one were right in that share of
-    cases, and else the other: neither knows of the other's mistakes.
+    may be `std`, could be. What is left is uncertain as if the one were right in that share of cases, and
+    else the other: neither knows of the other's mistakes.
     """
-    own, other = (lit_mean(x.square(), lit) for x in (doubt, FOREIGN * std))
+    own, other = (lit_mean(x.square(), lit) for x in (doubt, std))
     return own / (own + other + 1e-12)
 
 
@@ -187,13 +198,11 @@ def deviations(
     Levels do not count. Draws of one number belong together, whichever frames are asked.
     """
     middle = samples.mean(0)
-    lit = _lit(middle)
     own = conditions.spread * (samples - middle)
     if conditions.base is None:
         return own
-    doubt = torch.from_numpy(conditions.base.std(targets))
-    std = conditions.spread * shape_spread(samples, middle)
-    share = network_share(doubt, std, lit)
+    spread = shape_spread(samples, middle)
+    share = _shared(conditions, conditions.base, targets, middle, spread)[0]
     fits = [
         torch.from_numpy(conditions.base.deviation(targets, np.random.default_rng([seed, k])))
         for k in range(len(samples))
