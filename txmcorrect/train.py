@@ -25,8 +25,8 @@ from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
-from txmcorrect.training.batches import PRIORS, scale_of, smallest_image
-from txmcorrect.training.calibrate import as_metadata, calibrate
+from txmcorrect.training.batches import PRIORS, Batches, scale_of, smallest_image
+from txmcorrect.training.calibrate import as_metadata, at_home, calibrate
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.loop import Clock, Loop, learning_rate
 from txmcorrect.training.validate import Validation, validate
@@ -39,6 +39,8 @@ FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "trac
 FREE |= {"calibrate"}
 DOMAINS = {name: "transmission" for name in PRIORS} | {"slice": "attenuation"}
 REPORT_EVERY = 20
+TABLES = ("doubt", "spread")  # of a model's calibration
+HOME_BATCHES = 4  # of validation, to measure the calibration on one's own beamline
 BF16 = ("avx512_bf16", "amx_tile")  # instructions, as torch names them
 
 
@@ -63,9 +65,9 @@ def run(settings: TrainSettings) -> Result:
 
 
 def _check(settings: TrainSettings) -> None:
-    if settings.dataset.condition != "pair" and settings.data is not None:
+    if settings.dataset.condition in PRIORS and settings.data is not None:
         raise TxmError(
-            f"--data {settings.data}: expected a training of the pair condition, got "
+            f"--data {settings.data}: expected a training of the pair or the stack condition, got "
             f"{settings.dataset.condition}, which learns from the simulator alone; leave --data away"
         )
     data, least = settings.dataset, smallest_image(settings.dataset)
@@ -169,6 +171,8 @@ class Training:
         ):
             raise ModelError(f"--init {origin}: its architecture differs from this configuration's")
         self.bare.load_state_dict(model.denoiser.state_dict())
+        known = {k: v for k, v in model.spec.extra.items() if k in TABLES}
+        self.spec = replace(self.spec, extra={**self.spec.extra, **known})
 
     def _resume(self) -> None:
         self.scaler_state: dict[str, Any] | None = None
@@ -255,14 +259,25 @@ class Training:
     def _calibrate(self) -> None:
         """Measure how far the finished weights are from what they claim; store it with them."""
         settings = self.settings
-        if settings.dataset.condition != "stack" or settings.calibrate == 0:
+        if settings.dataset.condition != "stack":
             return
         self.evaluation.load_state_dict(self.state.average.state)
-        model = Model(self.evaluation, self.spec, "", str(self.model_path))
-        found = calibrate(model, settings.calibrate)
-        log.info("calibration: %s", found)
-        spec = replace(self.spec, extra={**self.spec.extra, **as_metadata(found)})
-        save_model(self.model_path, self.state.average.state, spec)
+        extra = dict(self.spec.extra)
+        if settings.calibrate:
+            found = calibrate(self._trained(extra), settings.calibrate)
+            log.info("calibration: %s", found)
+            extra |= as_metadata(found)
+        harvest = Batches(settings, "validate").harvest
+        if harvest is not None and harvest.groups:
+            scans = [
+                s for k in range(HOME_BATCHES) for s in harvest.draw_scans(settings.seed, k, 16)
+            ]
+            extra["foreign"] = at_home(self._trained(extra), scans)
+            log.info("on this beamline, error over what is claimed: %s", extra["foreign"])
+        save_model(self.model_path, self.state.average.state, replace(self.spec, extra=extra))
+
+    def _trained(self, extra: dict[str, Any]) -> Model:
+        return Model(self.evaluation, replace(self.spec, extra=extra), "", str(self.model_path))
 
     def _start_logs(self) -> None:
         if not self.accelerator.is_main_process:

@@ -94,6 +94,7 @@ def simulate_scan(
     overlap: float = 0.1,
     bank: int = 20,
     jump: bool = False,
+    instrument: int | None = None,
 ) -> SimulatedScan:
     """Simulate a scan; the same arguments give the same scan.
 
@@ -101,20 +102,22 @@ def simulate_scan(
     ----------
     counts : mean counts of an empty lit pixel at full current. frames : projections of a tomogram
     or frames of a film (mosaics have rows x columns). bank : number of earlier references.
-    jump : let the illumination jump once by the whole drift.
+    jump : let the illumination jump once by the whole drift. instrument : seed of beam and detector, for
+    several scans at one beamline; without it each scan has its own.
     """
     rng = stream("scan", seed, int(family == "benchmark"))
     log_t, geometry = _sample(rng, kind, shape, family, frames, grid, overlap)
     n = len(log_t)
-    beam = draw_beam(rng, shape, family)
+    own = rng if instrument is None else stream("scan", instrument, int(family == "benchmark"), 1)
+    beam = draw_beam(own, shape, family)
     path, jumps = _path(rng, beam, n, drift, references, jump)
     level = counts / np.exp(beam.log_background(path[:1])[0])[beam.lit].mean()
     current = ring_current(rng, n)
     background = _counts(beam, path, current, level)
-    direct = _direct_beam(rng, shape, counts)
+    direct = _direct_beam(own, shape, counts)
     transmission = np.exp(log_t)
-    dark = DARK_LEVEL + rng.normal(0, 1, shape)
-    broken = rng.random(shape) < 2e-4
+    dark = DARK_LEVEL + own.normal(0, 1, shape)
+    broken = own.random(shape) < 2e-4
     expose = _Detector(dark, direct, broken, rng)
     raw = expose(background * transmission, afterglow=0.002)
     bank_path = _bank_path(rng, path, bank)

@@ -31,6 +31,7 @@ REFERENCE_SHARES = {
     "bank": 0.06,
     "fresh": 0.05,
 }
+LEAST_BANK, MOST_BANK = 3, 20  # references
 WRONG_BANK = 0.1  # of banks: another instrument's
 
 
@@ -63,6 +64,17 @@ class DrawnScan:
     targets: NDArray[np.intp]
 
 
+@dataclass(frozen=True)
+class Course:
+    """Log backgrounds `(m, h, w)` of a scan's `frames`, and of its `before`, `after` and `bank` where it has
+    them; `lit` `(h, w)`; `place` `(n,)` of the frames between first and last.
+    """
+
+    logs: dict[str, Image]
+    lit: NDArray[np.bool_]
+    place: NDArray[np.float64]
+
+
 def draw_scans(
     seed: int,
     index: int,
@@ -76,8 +88,12 @@ def draw_scans(
     rng = stream(purpose, seed, index, 4)
     aspect = ASPECTS[rng.integers(len(ASPECTS))]
     shape = max(2, round(size * aspect[0])), max(2, round(size * aspect[1]))
-    shares = [min(TARGETS, batch - start) for start in range(0, batch, TARGETS)]
-    return [_draw_scan(rng, shape, counts, contrast_spread, share) for share in shares]
+    return [_draw_scan(rng, shape, counts, contrast_spread, share) for share in shares_of(batch)]
+
+
+def shares_of(batch: int) -> list[int]:
+    """Targets of each scan of a batch."""
+    return [min(TARGETS, batch - start) for start in range(0, batch, TARGETS)]
 
 
 def _draw_scan(
@@ -87,17 +103,50 @@ def _draw_scan(
     contrast_spread: float,
     targets: int,
 ) -> DrawnScan:
+    n, kind = draw_kind(rng)
+    course = _draw_course(rng, shape, n, kind)
+    log_t, turning = draw_samples(rng, shape, n)
+    log_t = log_t * np.float32(np.exp(contrast_spread * rng.standard_normal()))
+    return expose(rng, course, log_t, turning, counts, targets)
+
+
+def draw_kind(rng: np.random.Generator) -> tuple[int, str]:
+    """How many frames a scan has, and which of `REFERENCE_SHARES`."""
     n = int(rng.integers(2, MOST_FRAMES + 1)) if rng.random() < 0.3 else MOST_FRAMES
-    kind = str(rng.choice(list(REFERENCE_SHARES), p=list(REFERENCE_SHARES.values())))
+    return n, str(rng.choice(list(REFERENCE_SHARES), p=list(REFERENCE_SHARES.values())))
+
+
+def draw_length(rng: np.random.Generator, n: int) -> int:
+    """Frames of the whole scan that `n` frames are a part of, or all of."""
+    return n if rng.random() < 0.6 else int(n * rng.uniform(1, 6))
+
+
+def _draw_course(rng: np.random.Generator, shape: Shape, n: int, kind: str) -> Course:
+    """A simulated beam on its way."""
     beam = draw_beam(rng, shape)
     path, start = _path(rng, beam, n, kind)
-    states = {"frames": path[start : start + n], **_reference_states(rng, path, kind)}
+    states = {"frames": path[start : start + n], **reference_states(rng, path, kind)}
     logs = {name: beam.log_background(s) for name, s in states.items()}
     if "bank" in logs and rng.random() < WRONG_BANK:
         logs["bank"] = _wrong(rng, logs["bank"], shape)
-    log_t, turning = _samples(rng, shape, n)
-    log_t = log_t * np.float32(np.exp(contrast_spread * rng.standard_normal()))
-    lit = beam.lit
+    return Course(logs, beam.lit, places(start, n, len(path)))
+
+
+def places(start: int, n: int, total: int) -> NDArray[np.float64]:
+    """Where frames `start` to `start + n` lie in a scan of `total`, from 0 to 1."""
+    return np.arange(start, start + n) / max(total - 1, 1)
+
+
+def expose(
+    rng: np.random.Generator,
+    course: Course,
+    log_t: Image,
+    turning: bool,
+    counts: tuple[float, float],
+    targets: int,
+) -> DrawnScan:
+    """Frames and references in photons; exposures may be recorded or not."""
+    logs, lit, n = course.logs, course.lit, len(log_t)
     if rng.random() < 0.5:  # the only mirror a background may take: it is tied to the detector
         logs = {name: x[:, ::-1] for name, x in logs.items()}
         lit = lit[::-1]
@@ -128,7 +177,7 @@ def _draw_scan(
         background=background,
         lit=lit,
         log_exposure=exposure,
-        place=np.arange(start, start + n) / max(len(path) - 1, 1),
+        place=course.place,
         photons=photons,
         before=flats.get("before"),
         after=flats.get("after"),
@@ -144,7 +193,7 @@ def _draw_scan(
 
 def _path(rng: np.random.Generator, beam: Beam, n: int, kind: str) -> tuple[NDArray[Any], int]:
     """States of a whole scan, maybe with a jump, and where the `n` frames drawn from it begin."""
-    total = n if rng.random() < 0.6 else int(n * rng.uniform(1, 6))
+    total = draw_length(rng, n)
     path = wander(rng, total) * path_scale(rng, beam)
     if rng.random() < 0.07:
         path[int(rng.integers(1, total)) :] += rng.standard_normal(2 + MODES) * path_scale(
@@ -157,7 +206,7 @@ def _path(rng: np.random.Generator, beam: Beam, n: int, kind: str) -> tuple[NDAr
     return path, int(rng.integers(0, total - n + 1))
 
 
-def _reference_states(
+def reference_states(
     rng: np.random.Generator, path: NDArray[Any], kind: str
 ) -> dict[str, NDArray[Any]]:
     """States of the references of a scan along `path`."""
@@ -173,7 +222,7 @@ def _reference_states(
         states["after"] = last
     if kind in ("bank", "bank+stale"):
         spread = (np.abs(path).max(0) + 1e-9) * rng.uniform(0.5, 1.5)
-        count = int(rng.integers(3, 21))
+        count = int(rng.integers(LEAST_BANK, MOST_BANK + 1))
         states["bank"] = first + rng.standard_normal((count, path.shape[1])) * spread
     return states
 
@@ -186,7 +235,7 @@ def _wrong(rng: np.random.Generator, bank: Image, shape: Shape) -> Image:
     return bank - bank[:1] + other
 
 
-def _samples(rng: np.random.Generator, shape: Shape, n: int) -> tuple[Image, bool]:
+def draw_samples(rng: np.random.Generator, shape: Shape, n: int) -> tuple[Image, bool]:
     """Log transmission `(n, h, w)`: views of one world, some empty, or one object that turns; and
     whether it does.
     """

@@ -222,19 +222,10 @@ class Batches(Dataset[TrainBatch]):
         settings, data = self.settings, self.settings.dataset
         if data.condition in PRIORS:
             return make_prior_batch(settings, index, self.purpose)
+        real = self.harvest and self.harvest.turn(settings.seed, index)
         if data.condition == "stack":
-            return make_stack_batch(
-                draw_scans(
-                    settings.seed,
-                    index,
-                    settings.batch,
-                    data.size,
-                    data.counts,
-                    data.contrast if data.augment else 0.0,
-                    self.purpose,
-                )
-            )
-        if self.harvest and self.harvest.turn(settings.seed, index):
+            return make_stack_batch(self._scans(index, bool(real)))
+        if self.harvest and real:
             return make_batch(self.harvest.draw(settings.seed, index, settings.batch))
         return make_batch(
             draw_pairs(
@@ -247,4 +238,18 @@ class Batches(Dataset[TrainBatch]):
                 data.contrast if data.augment else 0.0,
                 self.purpose,
             )
+        )
+
+    def _scans(self, index: int, real: bool) -> list[DrawnScan]:
+        settings, data = self.settings, self.settings.dataset
+        if self.harvest and real:
+            return self.harvest.draw_scans(settings.seed, index, settings.batch)
+        return draw_scans(
+            settings.seed,
+            index,
+            settings.batch,
+            data.size,
+            data.counts,
+            data.contrast if data.augment else 0.0,
+            self.purpose,
         )

@@ -1,7 +1,8 @@
-"""Training pairs from a user's own frames and references (source 0's recipe).
+"""Training items from a user's own frames and references.
 
-Two sample transmissions and one reference are drawn independently; samples are turned, mirrored and
-cropped; a reference is tied to the detector and is only mirrored upside down.
+For pairs source 0's recipe: two sample transmissions and one reference are drawn independently; samples
+are turned, mirrored and cropped; a reference is tied to the detector and is only mirrored upside down.
+For stacks the beam is on its way between references (`measured`), before the user's samples or simulated ones.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ from txmcorrect.config import DataSettings
 from txmcorrect.errors import FormatError
 from txmcorrect.simulate.draws import PairBatch
 from txmcorrect.simulate.scans import stream
+from txmcorrect.simulate.stacks import DrawnScan, draw_kind, draw_samples, expose, shares_of
+from txmcorrect.training.measured import MOST_USED, draw_measured_course
 
 SPLITS = {"train": "train", "validate": "validation"}
 LIT_FRACTION = 0.08
+OWN_SAMPLES = 0.5  # of stacks; the others are simulated, which know how to turn
+LEAST_TRANSMISSION = 1e-3
+EMPTY = 0.06  # of frames show no sample
 
 
 class Harvest:
@@ -71,6 +77,46 @@ class Harvest:
             np.stack(frames), np.stack(background), np.stack(lit), np.array(photons, np.float32)
         )
 
+    def draw_scans(self, seed: int, index: int, batch: int) -> list[DrawnScan]:
+        """Batch `index` of the stack condition, `batch` targets in all."""
+        rng = stream(self.purpose, seed, index, 7)
+        with h5py.File(self.path, "r") as file:
+            group = file[self.groups[rng.integers(len(self.groups))]]
+            samples, references = group["transmission"], group["reference"]
+            return [self._scan(rng, samples, references, share) for share in shares_of(batch)]
+
+    def _scan(
+        self,
+        rng: np.random.Generator,
+        samples: h5py.Dataset,
+        references: h5py.Dataset,
+        targets: int,
+    ) -> DrawnScan:
+        data = self.data
+        n, kind = draw_kind(rng)
+        chosen = rng.permutation(len(references))[:MOST_USED]
+        empty = np.stack([self._fit(np.asarray(references[k], np.float32)) for k in chosen])
+        course = draw_measured_course(rng, empty, n, kind)
+        shape, turning = course.lit.shape, False
+        if rng.random() < OWN_SAMPLES:
+            log_t = np.stack([self._view(rng, samples, shape) for _ in range(n)])
+        else:
+            log_t, turning = draw_samples(rng, shape, n)
+            if data.augment:
+                log_t = log_t * np.float32(np.exp(data.contrast * rng.standard_normal()))
+        return expose(rng, course, log_t, turning, data.counts, targets)
+
+    def _view(
+        self, rng: np.random.Generator, samples: h5py.Dataset, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """Log transmission `(h, w)` of one of the samples, or of none."""
+        if rng.random() < EMPTY:
+            return np.zeros(shape, np.float32)
+        sample = np.asarray(samples[rng.integers(len(samples))], np.float32)
+        return np.log(
+            np.maximum(self._vary(rng, sample, shape, brightness=0.0), LEAST_TRANSMISSION)
+        )
+
     def _pair(
         self, rng: np.random.Generator, samples: h5py.Dataset, references: h5py.Dataset
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], np.float32]:
@@ -79,7 +125,10 @@ class Harvest:
             reference = reference[::-1]
         views = [
             self._vary(
-                rng, np.asarray(samples[rng.integers(len(samples))], np.float32), reference.shape
+                rng,
+                np.asarray(samples[rng.integers(len(samples))], np.float32),
+                reference.shape,
+                self.data.brightness,
             )
             for _ in range(2)
         ]
@@ -97,7 +146,11 @@ class Harvest:
         return small[0, 0].numpy()
 
     def _vary(
-        self, rng: np.random.Generator, sample: NDArray[np.float32], shape: tuple[int, ...]
+        self,
+        rng: np.random.Generator,
+        sample: NDArray[np.float32],
+        shape: tuple[int, ...],
+        brightness: float,
     ) -> NDArray[np.float32]:
         """Turn, mirror, crop (scale 0.5-1, ratio 3/4-4/3), resize, change brightness and contrast."""
         if self.data.augment:
@@ -115,6 +168,6 @@ class Harvest:
         resized = F.interpolate(tensor, size=shape, mode="bilinear", antialias=True)[0, 0].numpy()
         if not self.data.augment:
             return resized
-        gain = np.exp(self.data.brightness * rng.standard_normal())
+        gain = np.exp(brightness * rng.standard_normal())
         power = np.exp(self.data.contrast * rng.standard_normal())
-        return (gain * np.maximum(resized, 1e-3) ** power).astype(np.float32)
+        return (gain * np.maximum(resized, LEAST_TRANSMISSION) ** power).astype(np.float32)
