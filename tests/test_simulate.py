@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 from typer.testing import CliRunner
 
 from txmcorrect import errors
@@ -43,6 +43,24 @@ def test_counts_scatter_around_the_truth_as_photons_do(kind):
     halves = error[:, ::2], error[:, 1::2]  # neighbours scatter independently
     size = min(h.shape[1] for h in halves)
     assert np.corrcoef(*(h[:, :size].ravel() for h in halves))[0, 1] == pytest.approx(0, abs=0.03)
+
+
+def test_scans_of_one_instrument_share_its_pattern_and_differ_in_all_else():
+    """Beam and detector are the instrument's; drift, sample and noise are the scan's."""
+    one, two = (simulate_scan("film", "slow", seed=s, instrument=7, **SMALL) for s in (1, 2))
+    other = simulate_scan("film", "slow", seed=1, instrument=8, **SMALL)
+    assert np.array_equal(one.lit, two.lit)
+    assert np.array_equal(one.direct, two.direct)
+    assert not np.array_equal(one.transmission, two.transmission)
+    assert not np.array_equal(one.background, two.background)
+    lit = one.lit & other.lit
+
+    def fine(scan):
+        log = np.log(scan.background[0])
+        return (log - gaussian_filter(log, 2))[lit]
+
+    assert np.corrcoef(fine(one), fine(two))[0, 1] > 0.9
+    assert np.corrcoef(fine(one), fine(other))[0, 1] < 0.5
 
 
 def test_an_empty_lit_pixel_has_the_counts_asked_for():
