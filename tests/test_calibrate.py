@@ -3,21 +3,11 @@
 import numpy as np
 import pytest
 
-from txmcorrect.background.estimate import FOREIGN, stack_conditions
 from txmcorrect.background.known import SITUATIONS
 from txmcorrect.background.stack import REFERENCES
 from txmcorrect.simulate import simulate_scan
-from txmcorrect.simulate.stacks import draw_scans
 from txmcorrect.training import calibrate as module
-from txmcorrect.training.batches import known_of
-from txmcorrect.training.calibrate import (
-    LEAST_FOREIGN,
-    as_metadata,
-    at_home,
-    calibrate,
-    claims,
-    excess,
-)
+from txmcorrect.training.calibrate import as_metadata, calibrate, claims, excess
 from txmcorrect.weights import load_model
 
 LIT = np.ones((64, 64), bool)
@@ -64,25 +54,3 @@ def test_what_fit_and_network_claim_is_within_reason_where_the_sample_passes():
     doubt, spread = claims(load_model("bundled", "stack"), scan)
     assert 0.1 < doubt < 10
     assert 0.1 < spread < 10
-
-
-def test_on_its_own_beamline_a_network_is_believed_as_far_as_it_was_right_there(monkeypatch):
-    """The usual of the scans, within what is believed of any beam."""
-    model, scans = load_model("bundled", "stack"), draw_scans(5, 0, 32, 32, (500.0, 500.0))
-    for factor, found in ((1.3, 1.3), (0.01, LEAST_FOREIGN), (9.0, FOREIGN)):
-        rng = np.random.default_rng(3)
-        truths = iter([np.log(np.maximum(s.background[s.targets], 1e-3)) for s in scans])
-
-        def known(model, conditions, targets, rng=rng, factor=factor, truths=truths):
-            truth = next(truths)
-            error = factor * conditions.spread * 0.01 * rng.standard_normal(truth.shape)
-            return truth + error, np.full_like(truth, 0.01)
-
-        monkeypatch.setattr(module, "_asked", known)
-        assert at_home(model, scans) == pytest.approx(found, rel=0.1)
-
-
-def test_weights_say_how_far_they_are_believed_on_their_beamline():
-    known = known_of(draw_scans(5, 0, 8, 32, (500.0, 500.0))[0])
-    assert stack_conditions(known, {}).foreign == FOREIGN
-    assert stack_conditions(known, {"foreign": 0.75}).foreign == 0.75

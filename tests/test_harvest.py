@@ -6,7 +6,7 @@ import pytest
 
 from txmcorrect.config import DataSettings
 from txmcorrect.errors import FormatError
-from txmcorrect.simulate.stacks import REFERENCE_SHARES
+from txmcorrect.simulate.stacks import MOST_BANK, REFERENCE_SHARES
 from txmcorrect.training import harvest as module
 from txmcorrect.training import measured
 from txmcorrect.training.harvest import Harvest
@@ -165,3 +165,28 @@ def test_a_fresh_reference_is_nearly_where_the_scan_is():
     course = draw_measured_course(rng, references, 10, "fresh")
     apart = course.logs["frames"] - course.logs["before"]
     assert np.abs(apart[:, course.lit]).max() < 0.05
+
+
+# --- what a model remembers ---------------------------------------------------------------------
+
+
+def test_references_that_differ_most_are_remembered(data):
+    """Of many taken at one moment one will do; those of validation are not among them."""
+    rng = np.random.default_rng(1)
+    moments = rng.normal(0, 0.2, (MOST_BANK, *SHAPE))
+    with h5py.File(data, "a") as file:
+        group = file[f"train/{SHAPE[0]}x{SHAPE[1]}"]
+        del group["reference"]
+        many = np.repeat(moments, 5, 0) + rng.normal(0, 0.001, (5 * MOST_BANK, *SHAPE))
+        group["reference"] = (900 * np.exp(many)).astype(np.float32)
+    (beam,) = Harvest(data, PLAIN, "train").beams()
+    assert beam.shape == (MOST_BANK, *SHAPE)
+    assert np.abs(beam.mean((1, 2))).max() < 1e-3
+    found = [np.abs(moments - moments.mean((1, 2), keepdims=True) - b).mean((1, 2)) for b in beam]
+    assert sorted(int(f.argmin()) for f in found) == list(range(MOST_BANK))
+
+
+def test_fewer_references_are_all_remembered(data):
+    (beam,) = Harvest(data, PLAIN, "train").beams()
+    assert beam.shape == (3, *SHAPE)
+    assert Harvest(data, DataSettings(size=16), "train").beams()[0].shape == (3, 10, 16)

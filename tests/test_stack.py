@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from txmcorrect.background.base import find_base
-from txmcorrect.background.conditions import CHANNELS
+from txmcorrect.background.conditions import CHANNELS, bin_mean
 from txmcorrect.background.detail import LIKE, likeness
 from txmcorrect.background.estimate import Draw, generate, stack_conditions
 from txmcorrect.background.known import known_scan
@@ -16,8 +16,9 @@ from txmcorrect.background.methods import references_of, stack_method
 from txmcorrect.background.stack import WINDOW, Basis, stack_condition
 from txmcorrect.background.survey import survey_scan
 from txmcorrect.background.windows import joined, make_stack, window_of
-from txmcorrect.judge.scenes import Setting, simulated_scene, with_wrong_bank
+from txmcorrect.judge.scenes import Setting, problem_of, simulated_scene, with_wrong_bank
 from txmcorrect.scan import ArrayFrames, Scan
+from txmcorrect.simulate import simulate_scan
 from txmcorrect.simulate.stacks import draw_scans
 from txmcorrect.training.batches import known_of, make_stack_batch
 from txmcorrect.weights import Model, ModelSpec
@@ -176,6 +177,33 @@ def test_a_wrong_bank_is_flagged_and_not_used(model):
     wrong = with_wrong_bank(right)
     alone = replace(right, problem=right.problem.without("bank"))
     assert shape_error(method, wrong) < 1.05 * shape_error(method, alone)
+
+
+@pytest.mark.parametrize("references", ["stale", "before-after"])
+@pytest.mark.parametrize("seed", [77100, 77102])
+def test_a_bank_of_a_few_is_not_taken_for_all_that_a_beam_does(references, seed):
+    """More references never cost much, and what four of them leave open shows in the deviation."""
+    few = simulate_scan(
+        "mosaic-sparse", "medium", 5000, (256, 256), seed, "benchmark", references, bank=4
+    )
+    error, covered = judged(few)
+    assert covered > 0.4  # 0.07 to 0.39 where the bank was all
+    assert error < 1.2 * judged(replace(few, bank=few.bank[:0]))[0]  # 1.2 to 2.2 times
+
+
+def judged(scan):
+    """Rms log error of the fit on the working grid, and the share of cells within 90 % intervals."""
+    problem = problem_of(scan)
+    survey = survey_of(problem, 64)
+    exposure = np.log(scan.current_ma / np.median(scan.current_ma))
+    base = find_base(known_scan(survey, references_of(problem, 64), exposure))
+    index = np.arange(len(scan.counts))
+    truth = bin_mean(torch.from_numpy(scan.background.astype(np.float32)), survey.factor)
+    lit = bin_mean(torch.from_numpy(scan.lit[None].astype(np.float32)), survey.factor)[0] > 0.99
+    error = (base.fields(index) - truth.clamp_min(1e-3).log().numpy())[:, lit.numpy()]
+    error -= error.mean(1, keepdims=True)
+    inside = np.abs(error) < 1.645 * base.std(index)[:, lit.numpy()]
+    return float(np.sqrt((error**2).mean())), float(inside.mean())
 
 
 def test_several_stacks_join():

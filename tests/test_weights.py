@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,15 @@ def test_weights_come_back_in_single_precision_rounded_to_half(path):
         assert found.dtype == torch.float32
         assert torch.equal(found, value.half().float())
     assert all(not p.requires_grad for p in model.denoiser.parameters())
+
+
+def test_a_beam_that_is_remembered_comes_back_and_is_no_weight(tmp_path):
+    beams = tuple(np.full((3, 8, w), w / 16, np.float32) for w in (8, 6))
+    save_model(tmp_path / "m", built().state_dict(), SPEC, beams=beams)
+    model = load_model(tmp_path / "m", "pair")
+    assert [b.dtype for b in model.beams] == [np.float32] * 2
+    assert all(np.array_equal(a, b) for a, b in zip(model.beams, beams, strict=True))
+    assert model.denoiser.state_dict().keys() == built().state_dict().keys()
 
 
 def test_weights_in_full_precision(tmp_path):

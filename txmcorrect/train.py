@@ -25,12 +25,13 @@ from txmcorrect.config import TrainSettings
 from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
-from txmcorrect.training.batches import PRIORS, Batches, scale_of, smallest_image
-from txmcorrect.training.calibrate import as_metadata, at_home, calibrate
+from txmcorrect.training.batches import PRIORS, scale_of, smallest_image
+from txmcorrect.training.calibrate import as_metadata, calibrate
 from txmcorrect.training.checkpoint import Average, State, saved_settings
+from txmcorrect.training.harvest import Harvest
 from txmcorrect.training.loop import Clock, Loop, learning_rate
 from txmcorrect.training.validate import Validation, validate
-from txmcorrect.weights import Model, ModelSpec, load_model, save_model
+from txmcorrect.weights import Beams, Model, ModelSpec, load_model, save_model
 
 log = logging.getLogger(__name__)
 # Settings that may change between a run and its continuation without changing its result.
@@ -40,7 +41,6 @@ FREE |= {"calibrate"}
 DOMAINS = {name: "transmission" for name in PRIORS} | {"slice": "attenuation"}
 REPORT_EVERY = 20
 TABLES = ("doubt", "spread")  # of a model's calibration
-HOME_BATCHES = 4  # of validation, to measure the calibration on one's own beamline
 BF16 = ("avx512_bf16", "amx_tile")  # instructions, as torch names them
 
 
@@ -131,8 +131,11 @@ class Training:
         self.spec = spec_of(settings)
         torch.manual_seed(settings.seed)
         self.bare = self.spec.build()
+        self.beams: Beams = ()
         if settings.init:
             self._start_from(settings.init)
+        if settings.data is not None and settings.dataset.condition == "stack":
+            self.beams = Harvest(settings.data, settings.dataset, "train").beams()
         model = self.bare.to(accelerator.device)
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -173,6 +176,7 @@ class Training:
         self.bare.load_state_dict(model.denoiser.state_dict())
         known = {k: v for k, v in model.spec.extra.items() if k in TABLES}
         self.spec = replace(self.spec, extra={**self.spec.extra, **known})
+        self.beams = model.beams
 
     def _resume(self) -> None:
         self.scaler_state: dict[str, Any] | None = None
@@ -238,7 +242,7 @@ class Training:
             _comparable(self.settings),
             scaler.state_dict() if scaler is not None else None,
         )
-        save_model(self.model_path, self.state.average.state, self.spec)
+        self._save_model(self.spec)
 
     def _validate(self) -> Validation | None:
         """Score the averaged weights (rank 0 only; the others wait at their next step)."""
@@ -259,25 +263,16 @@ class Training:
     def _calibrate(self) -> None:
         """Measure how far the finished weights are from what they claim; store it with them."""
         settings = self.settings
-        if settings.dataset.condition != "stack":
+        if settings.dataset.condition != "stack" or settings.calibrate == 0:
             return
         self.evaluation.load_state_dict(self.state.average.state)
-        extra = dict(self.spec.extra)
-        if settings.calibrate:
-            found = calibrate(self._trained(extra), settings.calibrate)
-            log.info("calibration: %s", found)
-            extra |= as_metadata(found)
-        harvest = Batches(settings, "validate").harvest
-        if harvest is not None and harvest.groups:
-            scans = [
-                s for k in range(HOME_BATCHES) for s in harvest.draw_scans(settings.seed, k, 16)
-            ]
-            extra["foreign"] = at_home(self._trained(extra), scans)
-            log.info("on this beamline, error over what is claimed: %s", extra["foreign"])
-        save_model(self.model_path, self.state.average.state, replace(self.spec, extra=extra))
+        model = Model(self.evaluation, self.spec, "", str(self.model_path))
+        found = calibrate(model, settings.calibrate)
+        log.info("calibration: %s", found)
+        self._save_model(replace(self.spec, extra={**self.spec.extra, **as_metadata(found)}))
 
-    def _trained(self, extra: dict[str, Any]) -> Model:
-        return Model(self.evaluation, replace(self.spec, extra=extra), "", str(self.model_path))
+    def _save_model(self, spec: ModelSpec) -> None:
+        save_model(self.model_path, self.state.average.state, spec, beams=self.beams)
 
     def _start_logs(self) -> None:
         if not self.accelerator.is_main_process:

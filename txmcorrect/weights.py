@@ -11,7 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +24,8 @@ from txmcorrect.diffusion.unet import UNet
 from txmcorrect.errors import ModelError
 
 FORMAT = "txmcorrect-model-1"
+BEAM = "beam."  # tensors that are no weights
+Beams = tuple[NDArray[np.float32], ...]
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,26 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained denoiser, what it is, and the hash of its file."""
+    """A trained denoiser, what it is, and the hash of its file.
+
+    `beams`: references of the beamline that it was trained on, natural log without its mean over what is
+    lit, `(k, h, w)` of each shape of the working grid.
+    """
 
     denoiser: NetworkDenoiser
     spec: ModelSpec
     sha256: str
     origin: str
+    beams: Beams = ()
 
 
-def save_model(path: Path, state: dict[str, Tensor], spec: ModelSpec, half: bool = True) -> None:
-    """Write weights (fp16 by default) and specification to `path`, atomically."""
+def save_model(
+    path: Path, state: dict[str, Tensor], spec: ModelSpec, half: bool = True, beams: Beams = ()
+) -> None:
+    """Write weights (fp16 by default) and specification to `path`, atomically; `beams` as of `Model`."""
     kind = torch.float16 if half else torch.float32
-    tensors = {name: t.detach().cpu().to(kind).contiguous() for name, t in state.items()}
+    images = {f"{BEAM}{k}": torch.from_numpy(beam) for k, beam in enumerate(beams)}
+    tensors = {n: t.detach().cpu().to(kind).contiguous() for n, t in {**state, **images}.items()}
     metadata = {"format": FORMAT, "spec": json.dumps(asdict(spec))}
     write_tensors(path, tensors, metadata)
 
@@ -163,11 +175,12 @@ def load_model(name: str | Path, condition: str, device: str | torch.device = "c
         raise ModelError(
             f"{path}: expected a model of --condition {condition}, got one of {spec.condition!r}"
         )
+    beams = tuple(tensors.pop(n).float().numpy() for n in sorted(tensors) if n.startswith(BEAM))
     load_state(denoiser, tensors, path)
     denoiser.requires_grad_(False).eval()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = "bundled" if str(name) == "bundled" else str(path)
-    return Model(denoiser.to(device), spec, sha256, origin)
+    return Model(denoiser.to(device), spec, sha256, origin, beams)
 
 
 def _built(metadata: dict[str, str], path: Path) -> tuple[ModelSpec, NetworkDenoiser]:

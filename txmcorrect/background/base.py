@@ -98,10 +98,7 @@ class Base:
 
 def find_base(known: Known) -> Base:
     """Fit the drift of a scan from whatever is known; levels follow recorded exposures."""
-    chosen = np.flatnonzero(known.usable)
-    if len(chosen) > MOST_FRAMES:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_FRAMES).round().astype(int)]
-    lit = _lit(known, chosen)
+    chosen, lit = usual_light(known)
     fitted = known.frames[chosen]
     exposure = known.log_exposure
     gain = np.zeros(len(known.frames)) if exposure is None else exposure
@@ -111,7 +108,7 @@ def find_base(known: Known) -> Base:
         return found - gain[frames].astype(np.float32)[:, None, None]
 
     own = logs(chosen)
-    reference, groups = _reference(known, own, lit)
+    reference, groups, beyond = _reference(known, own, lit)
     groups.append(Group(_broad(reference, lit, FEW_ORDERS), ABRUPT, most=20.0))
     if known.overlaps and exposure is not None:
         # They show levels, but a slope of all tiles looks like levels that rise: size as given.
@@ -125,7 +122,14 @@ def find_base(known: Known) -> Base:
     kind = kind_of(known)
     # A single reference is so far off that where the sample ends is guesswork.
     told_apart = known.turning and kind in ("bank", "before-after")
-    fit = fit_drift(own - reference, lit, groups, overlaps, time, told_apart)
+
+    def fit_with(groups: list[Group]) -> Fit:
+        fresh = [replace(group) for group in groups]  # sizes are found anew
+        return fit_drift(own - reference, lit, fresh, overlaps, time, told_apart)
+
+    fit = fit_with(groups + beyond)
+    if beyond and known.turning and not fit.told:  # broad parts of its sample would go into them
+        fit = fit_with(groups)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
     mistakable = known.turning and kind != "none" and not fit.told
     base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps, mistakable)
@@ -135,9 +139,13 @@ def find_base(known: Known) -> Base:
     return replace(base, level=level)
 
 
-def _lit(known: Known, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:
+def usual_light(known: Known) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Frames that are fitted, spread over the scan, and the cells `(h, w)` that are lit in them."""
+    chosen = np.flatnonzero(known.usable)
+    if len(chosen) > MOST_FRAMES:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_FRAMES).round().astype(int)]
     mean = known.frames[chosen].mean(0)
-    return np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
+    return chosen, np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
 
 
 def log_counts(counts: Image, lit: NDArray[np.bool_], like: Image | None = None) -> Image:
@@ -147,26 +155,38 @@ def log_counts(counts: Image, lit: NDArray[np.bool_], like: Image | None = None)
     return np.log(np.maximum(counts, max(floor, LEAST))).astype(np.float32)
 
 
-def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image, list[Group]]:
-    """What the background is compared with, and the ways in which it may depart from that."""
+def _reference(
+    known: Known, logs: Image, lit: NDArray[np.bool_]
+) -> tuple[Image, list[Group], list[Group]]:
+    """What the background is compared with, the ways in which it may depart from that, and others that
+    a bank does not know: a few references, or those of another night, don't span all that a beam does.
+    """
     first, last = (None if x is None else log_counts(x, lit) for x in (known.before, known.after))
     if first is not None and last is not None:
         middle, half = (first + last) / np.float32(2), (last - first) / np.float32(2)
         # As it is: the line from one to the other.
         ends = Group(half[None], STRAIGHT, 1.0, 1.0, 1.0)
-        if known.bank is not None:
-            components = principal(log_counts(known.bank, lit), lit)[1]
-            return middle, [ends, Group(np.concatenate([half[None], components]), BENT, 0.5)]
         size = half[lit].std() if lit.any() else np.float32(0)
-        bends = _broad(middle, lit, ORDERS, size)
-        bent = Group(np.concatenate([half[None], bends]), BENT, 0.3, most=1.0)
-        return middle, [ends, bent, Group(_moved(middle, middle, lit), BENT, 0.3, most=1.0)]
+        bends = np.concatenate([half[None], _broad(middle, lit, ORDERS, size)])
+        bent = [
+            Group(bends, BENT, 0.3, most=1.0),
+            Group(_moved(middle, middle, lit), BENT, 0.3, most=1.0),
+        ]
+        if known.bank is None:
+            return middle, [ends, *bent], []
+        components = principal(log_counts(known.bank, lit), lit)[1]
+        known_to = Group(np.concatenate([half[None], components]), BENT, 0.5)
+        return middle, [ends, known_to], bent
     if known.bank is not None:
         mean, components = principal(log_counts(known.bank, lit), lit)
         groups = [Group(components, SLOW, 1.5, 0.3)]
+        beyond = [
+            Group(_broad(mean, lit, ORDERS), DRIFTING),
+            Group(_moved(mean, mean, lit), DRIFTING),
+        ]
         if first is not None:  # the detector may have changed since the bank was taken
             groups.append(Group((first - mean)[None], SLOW, most=1.5))
-        return mean, groups
+        return mean, groups, beyond
     if first is not None:
         groups = [
             Group(_broad(first, lit, ORDERS), DRIFTING, doubt=FRESH),
@@ -178,7 +198,7 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
             common = in_common(since, lit)
             groups.append(Group(common[None], STRAIGHT, most=2.0))
             groups.append(Group(_moved(common, first, lit), DRIFTING, 0.5))
-        return first, groups
+        return first, groups, []
     level = np.median(logs[:, lit], 1)[:, None, None] if lit.any() else np.zeros((1, 1, 1))
     median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
     common = in_common(logs, lit)
@@ -190,7 +210,7 @@ def _reference(known: Known, logs: Image, lit: NDArray[np.bool_]) -> tuple[Image
     ]
     if known.overlaps:
         groups.append(Group(_moved(common, middle, lit), MOVING, 0.5))
-    return middle, groups
+    return middle, groups, []
 
 
 def _broad(reference: Image, lit: NDArray[np.bool_], most: int, size: np.float32 = BROAD) -> Image:

@@ -32,7 +32,7 @@ Look = Callable[[NDArray[np.intp]], tuple[torch.Tensor, ToLog]]
 
 
 # Networks err two or three times as much on beams unlike those of their training, where a fit learns each
-# anew: seen on scans for choosing settings. Of a beamline that a model was trained on it is measured.
+# anew: seen on scans for choosing settings.
 FOREIGN = 2.0
 
 
@@ -42,14 +42,12 @@ class Conditions:
 
     `base`: what is known without the network, if anything is; network and base are then weighed by
     what they claim to know. `spread`: factor on the deviation of samples; it and the base's doubt were
-    measured after the training (`training.calibrate`), `foreign` another one for beams that the network
-    does not know. `notes`: doubts about all frames.
+    measured after the training (`training.calibrate`). `notes`: doubts about all frames.
     """
 
     looks: tuple[Look, ...]
     base: Base | None = None
     spread: float = 1.0
-    foreign: float = FOREIGN
     notes: tuple[str, ...] = ()
 
 
@@ -106,8 +104,7 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
     `extra` of the model's specification holds its calibration, where it has one.
     """
     base = find_base(known)
-    extra = extra or {}
-    tables = [extra.get(name, {}) for name in ("doubt", "spread")]
+    tables = [(extra or {}).get(name, {}) for name in ("doubt", "spread")]
     doubt, spread = (t.get(situation_of(known), {}).get(kind_of(known), 1.0) for t in tables)
 
     def look(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
@@ -115,8 +112,7 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         return cond, basis.log_counts
 
     notes = (MISTAKABLE,) if base.mistakable else ()
-    foreign = float(extra.get("foreign", FOREIGN))
-    return Conditions((look,), replace(base, doubt=doubt), spread, foreign, notes)
+    return Conditions((look,), replace(base, doubt=doubt), spread, notes)
 
 
 def generate(
@@ -179,7 +175,7 @@ def _shared(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The network's share `(b, 1, 1)`, and how far off base and network may be, `(b, h, w)` each."""
     doubt = torch.from_numpy(base.std(targets))
-    std = conditions.foreign * conditions.spread * spread
+    std = FOREIGN * conditions.spread * spread
     return network_share(doubt, std, _lit(mean)), doubt, std
 
 
@@ -211,7 +207,7 @@ def deviations(
         torch.from_numpy(conditions.base.deviation(targets, np.random.default_rng([seed, k])))
         for k in range(len(samples))
     ]
-    return (1 - share).sqrt() * torch.stack(fits) + share.sqrt() * conditions.foreign * own
+    return (1 - share).sqrt() * torch.stack(fits) + share.sqrt() * FOREIGN * own
 
 
 def shape_spread(samples: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
 from txmcorrect.background.overlaps import Shared, read_overlaps
+from txmcorrect.background.remembered import with_remembered
 from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
 from txmcorrect.background.survey import Survey, scan_dark, survey_scan
 from txmcorrect.scan import Array, Scan
@@ -213,7 +214,7 @@ def _conditions(
         if scan.corner_px is not None:
             shared = read_overlaps(scan.projections, survey, detail, scan.corner_px)
         known = known_scan(survey, references, exposure, shared, scan.turns)
-        return stack_conditions(known, model.spec.extra)
+        return stack_conditions(with_remembered(known, model.beams), model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 
 

@@ -18,14 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean
-from txmcorrect.background.estimate import (
-    FOREIGN,
-    Conditions,
-    Draw,
-    draw_samples,
-    shape_spread,
-    stack_conditions,
-)
+from txmcorrect.background.estimate import Draw, draw_samples, shape_spread
 from txmcorrect.background.known import SITUATIONS
 from txmcorrect.background.methods import as_scan, references_of
 from txmcorrect.background.pipeline import look_at
@@ -34,8 +27,6 @@ from txmcorrect.judge.scenes import problem_of
 from txmcorrect.simulate import SimulatedScan
 from txmcorrect.simulate.calibration import scans_like_those_of_training
 from txmcorrect.simulate.scans import Kind, References
-from txmcorrect.simulate.stacks import DrawnScan
-from txmcorrect.training.batches import known_of
 from txmcorrect.weights import Model
 
 Array = NDArray[np.float32]
@@ -56,7 +47,6 @@ TAKEN: dict[str, tuple[References, bool]] = {
 TARGETS = 8  # frames of a scan
 COVERED, DEVIATIONS = 0.9, 1.645  # of a normal distribution
 LEAST, MOST = 0.1, 100.0
-LEAST_FOREIGN = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,34 +87,13 @@ def claims(model: Model, scan: SimulatedScan) -> tuple[float, float]:
     conditions, factor = seen.conditions, seen.survey.factor
     assert conditions.base is not None
     base, std = conditions.base.fields(targets), conditions.base.std(targets)
-    mean, spread = _asked(model, conditions, targets)
-    truth = np.log(np.maximum(_binned(scan.background[targets].astype(np.float32), factor), 1e-3))
-    lit = _binned(scan.lit[None].astype(np.float32), factor)[0] > 0.99
-    return excess(base - truth, std, lit), excess(mean - truth, spread, lit)
-
-
-def at_home(model: Model, scans: list[DrawnScan]) -> float:
-    """By how much samples are further off than they claim on a beamline that the model was trained on.
-
-    From `scans` whose beam training did not see; never less than `LEAST_FOREIGN`, nor more than of beams
-    that the network does not know.
-    """
-    found = []
-    for scan in scans:
-        conditions = stack_conditions(known_of(scan), model.spec.extra)
-        mean, spread = _asked(model, conditions, scan.targets)
-        truth = np.log(np.maximum(scan.background[scan.targets], 1e-3))
-        found.append(excess(mean - truth, conditions.spread * spread, scan.lit))
-    return round(float(np.clip(np.median(found), LEAST_FOREIGN, FOREIGN)), 3)
-
-
-def _asked(model: Model, conditions: Conditions, targets: NDArray[np.intp]) -> tuple[Array, Array]:
-    """What the network says about frames `targets`, and how its samples deviate, `(b, h, w)` each."""
     draw = Draw()
     once = replace(draw, sampler="ddim", steps=1, samples=1)
     mean = draw_samples(model, conditions.looks, targets, once)[0]
     spread = shape_spread(draw_samples(model, conditions.looks, targets, draw), mean)
-    return mean.numpy(), spread.numpy()
+    truth = np.log(np.maximum(_binned(scan.background[targets].astype(np.float32), factor), 1e-3))
+    lit = _binned(scan.lit[None].astype(np.float32), factor)[0] > 0.99
+    return excess(base - truth, std, lit), excess(mean.numpy() - truth, spread.numpy(), lit)
 
 
 def excess(error: Array, std: Array, lit: Mask) -> float:

@@ -19,14 +19,36 @@ from txmcorrect.config import DataSettings
 from txmcorrect.errors import FormatError
 from txmcorrect.simulate.draws import PairBatch
 from txmcorrect.simulate.scans import stream
-from txmcorrect.simulate.stacks import DrawnScan, draw_kind, draw_samples, expose, shares_of
-from txmcorrect.training.measured import MOST_USED, draw_measured_course
+from txmcorrect.simulate.stacks import (
+    MOST_BANK,
+    DrawnScan,
+    draw_kind,
+    draw_samples,
+    expose,
+    shares_of,
+)
+from txmcorrect.training.measured import MOST_USED, draw_measured_course, log_references
+from txmcorrect.weights import Beams
 
 SPLITS = {"train": "train", "validate": "validation"}
 LIT_FRACTION = 0.08
 OWN_SAMPLES = 0.5  # of stacks; the others are simulated, which know how to turn
 LEAST_TRANSMISSION = 1e-3
 EMPTY = 0.06  # of frames show no sample
+
+
+def furthest_apart(items: NDArray[np.float32], most: int) -> list[int]:
+    """Up to `most` rows of `(k, p)`, each the one furthest from those before, from the usual one on.
+
+    Of many references taken at one moment one will do. Source: Gonzalez 1985.
+    """
+    middle = np.median(items, 0)
+    chosen = [int(((items - middle) ** 2).sum(1).argmin())]
+    distance = ((items - items[chosen[0]]) ** 2).sum(1)
+    while len(chosen) < min(most, len(items)):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, ((items - items[chosen[-1]]) ** 2).sum(1))
+    return chosen
 
 
 class Harvest:
@@ -76,6 +98,21 @@ class Harvest:
         return PairBatch(
             np.stack(frames), np.stack(background), np.stack(lit), np.array(photons, np.float32)
         )
+
+    def beams(self) -> Beams:
+        """References to remember, as `Model` has them: the `MOST_BANK` of each shape that differ most."""
+        found: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}
+        with h5py.File(self.path, "r") as file:
+            for name in self.groups:
+                references = file[name]["reference"]
+                for k in range(len(references)):
+                    image = self._fit(np.asarray(references[k], np.float32))
+                    found.setdefault(image.shape, []).append(image)
+        beams = []
+        for images in found.values():
+            logs, lit = log_references(np.stack(images))
+            beams.append(logs[furthest_apart(logs[:, lit], MOST_BANK)])
+        return tuple(beams)
 
     def draw_scans(self, seed: int, index: int, batch: int) -> list[DrawnScan]:
         """Batch `index` of the stack condition, `batch` targets in all."""

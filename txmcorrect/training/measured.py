@@ -8,6 +8,7 @@ lead by may serve as its bank.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from txmcorrect.simulate.beam import LIT_FRACTION, wander
@@ -30,14 +31,19 @@ DARK = 1e-3  # of the usual light; logarithms end there
 MOST_USED = 1 + WAYS + MOST_BANK  # references of one scan
 
 
+def log_references(references: Image) -> tuple[Image, NDArray[np.bool_]]:
+    """Natural log of counts `(k, h, w)` without its mean over what is lit, and what that is, `(h, w)`."""
+    usual = float(np.median(references[0]))
+    lit = references[0] > LIT_FRACTION * usual
+    logs = np.log(np.maximum(references, DARK * max(usual, 1e-9)))
+    return logs - logs[:, lit].mean(1)[:, None, None], lit
+
+
 def draw_measured_course(rng: np.random.Generator, references: Image, n: int, kind: str) -> Course:
     """A way of `n` frames from the first of `references` `(k, h, w)`, which are counts of empty frames, by
     what the next `WAYS` differ from it; the others make the bank where `kind` has one and they suffice.
     """
-    usual = float(np.median(references[0]))
-    lit = references[0] > LIT_FRACTION * usual
-    logs = np.log(np.maximum(references, DARK * max(usual, 1e-9)))
-    logs -= logs[:, lit].mean(1)[:, None, None]
+    logs, lit = log_references(references)
     apart = logs[1 : 1 + WAYS] - logs[0]
     ways = gaussian_filter(apart, (0, NOISE_PX, NOISE_PX), mode="nearest")
     bank = logs[1 + WAYS :]
