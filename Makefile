@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic mosaic-peers bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-finetune mosaic-peers bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -68,6 +68,7 @@ bench-ct: install
 	mkdir -p bench
 	$(PY) tests/bench/ct.py --out bench/ct.json
 	$(PY) tests/bench/ct.py --volume --objects 3 --samples 2 --out bench/ct-volume.json
+	$(PY) tests/bench/ct.py --volume --noisy 0.1 --objects 3 --samples 2 --out bench/noisy-volume.json
 
 # Bias and spread of guidance where the posterior is known; its cost; memory of patches.
 bench-guidance: install
@@ -96,6 +97,10 @@ bench-mosaic: install
 mosaic-peers:
 	python3 -m venv .peers/ashlar && .peers/ashlar/bin/pip install --quiet ashlar
 	python3 -m venv .peers/multiview && .peers/multiview/bin/pip install --quiet multiview-stitcher
+
+# What training on one's own beamline gains: three simulated instruments, a quarter of an hour.
+bench-finetune: install
+	$(PY) tests/bench/finetune.py --out bench/finetune $(WITH)
 
 # Against a plain read-divide-write; counts; peak memory. About half an hour on two cores.
 bench-speed: install

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from txmcorrect.background.detail import averaged, moves, shrunk
-from txmcorrect.background.methods import as_scan
+from txmcorrect.background.mending import mended, odd_pixels
+from txmcorrect.background.methods import as_scan, references_of
+from txmcorrect.background.pipeline import look_at
+from txmcorrect.background.scale import Reference
 from txmcorrect.judge.scenes import Setting, simulated_scene
+from txmcorrect.weights import load_model
 
 SHAPE = (48, 64)
 
@@ -62,3 +66,58 @@ def test_only_samples_that_move_are_averaged_over():
     }
     assert moves(scans["mosaic-sparse"]) and moves(scans["tomo"]) and not moves(scans["film"])
     assert not moves(replace(scans["tomo"], theta=0.1 * scans["tomo"].theta))
+
+
+# --- pixels that broke or came back since -------------------------------------------------------
+
+
+def seen_with(flats, scene):
+    """What is known before the network when the stale reference is `flats`."""
+    problem = replace(scene.problem, stale=replace(scene.problem.stale, counts=flats))
+    model = load_model("bundled", "stack")
+    references = references_of(problem, model.spec.size)
+    return look_at(as_scan(problem), model, references=references, dark=problem.dark)
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+def test_pixels_that_only_a_reference_had_dead_or_hot_spoil_nothing(value):
+    scene = simulated_scene(
+        Setting("mosaic-sparse", "slow", references="stale", shape=(128, 128)), 4
+    )
+    flats = scene.problem.stale.counts
+    rng = np.random.default_rng(3)
+    y, x = rng.integers(20, 108, (2, 12))
+    spoilt = flats.copy()
+    spoilt[:, y, x] = value
+    clean, found = (seen_with(f, scene) for f in (flats, spoilt))
+    lit = scene.problem.lit
+    apart = np.abs(found.pattern.detail - clean.pattern.detail)[lit]
+    assert apart.max() < 0.1  # pixel noise in the places themselves; cells were off by 1.4
+    assert np.quantile(apart, 0.99) < 0.005
+    (one,), (other,) = clean.references, found.references
+    assert np.abs(np.log(other.flats / one.flats)).max() < 0.02
+
+
+def test_pixels_that_are_broken_in_the_scan_as_well_are_left_as_they_are():
+    scene = simulated_scene(
+        Setting("mosaic-sparse", "slow", references="stale", shape=(128, 128)), 4
+    )
+    frames, flats = scene.problem.frames.copy(), scene.problem.stale.counts.copy()
+    frames[:, 60, 70] = flats[:, 60, 70] = 65535
+    broken = replace(scene, problem=replace(scene.problem, frames=frames))
+    (reference,) = seen_with(flats, broken).references
+    assert reference.counts[60, 70] > 60000
+
+
+def test_dust_that_both_show_is_no_odd_pixel():
+    rng = np.random.default_rng(5)
+    counts = rng.poisson(4000, SHAPE).astype(np.float32)
+    counts[20, 30] = 900
+    reference = Reference(counts, np.zeros(3), False, "test")
+    apart = 0.01 * rng.standard_normal(SHAPE).astype(np.float32)
+    working = np.ones(SHAPE, bool)
+    assert len(odd_pixels(reference, apart, working)) == 0
+    apart[20, 30] = -1.4
+    assert odd_pixels(reference, apart, working).tolist() == [20 * SHAPE[1] + 30]
+    assert len(odd_pixels(reference, apart, ~working)) == 0
+    assert mended(reference, np.array([20 * SHAPE[1] + 30]), 4).counts[20, 30] > 3500

@@ -4,7 +4,8 @@ Slices of held-out bodies (faceted grains, which training never shows), projecte
 fine and counted in photons, so that nobody inverts his own projector. The competitors' free
 parameter (filter, iterations, weight) is chosen for each object with the truth in hand; ours has
 none. PSNR with the truth's maximum as range, differences paired by object. With `--volume`: both
-planes against slices alone, on whole volumes.
+planes against slices alone, on whole volumes, projected (`--only` names one of the problems, 20 views are
+the default) or with `--noisy` as they are under noise.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from txmcorrect.diffusion.samplers import SAMPLERS
 from txmcorrect.diffusion.schedules import subsequence
 from txmcorrect.diffusion.volume import VolumePrior, VolumeSampler
 from txmcorrect.metrics import crps_normal
+from txmcorrect.physics.operators import Identity
 from txmcorrect.recon.fbp import WINDOWS, fbp
 from txmcorrect.recon.geometry import ParallelBeam
 from txmcorrect.recon.iterative import sirt
@@ -80,6 +82,15 @@ def peers(operator, y, truth):
     }
 
 
+def noisy(truth, level, model, seed):
+    """A volume as it is, under noise of `level` times what is typical of it; as `measure`, and its unit."""
+    sigma = level * typical(truth)
+    y = truth + sigma * np.random.default_rng([seed, 8]).standard_normal(truth.shape)
+    seen = torch.from_numpy(y.astype(np.float32))
+    scale = typical(y.astype(np.float32)) * model.spec.extra["scale"]
+    return seen, torch.full_like(seen, sigma**2), Identity(), scale
+
+
 def unit_of(operator, y, model):
     """As `tomo --method tpdm` finds it."""
     return typical(sirt(operator, y, 30, nonnegative=True).numpy()) * model.spec.extra["scale"]
@@ -100,9 +111,8 @@ def ours(operator, y, s2, model, given, name):
     return drawn.mean(0).numpy(), drawn.std(0).numpy() if len(found) > 1 else None
 
 
-def volumes(y, s2, operator, model, given, k):
+def volumes(y, s2, operator, unit, model, given, k):
     """One volume by both planes, or with `k` infinite by slices alone; mean of the samples."""
-    unit = unit_of(operator, y[len(y) // 2 :][:1], model)
 
     def agree(x0_hat, sigma, part):
         m = Measurement(operator, y[part][:, None] / unit, s2[part][:, None] / unit**2, 10)
@@ -113,7 +123,7 @@ def volumes(y, s2, operator, model, given, k):
     for sample in range(given.samples):
         prior = VolumePrior(*slice_planes(model), k)
         sampler = VolumeSampler(prior, levels, Noise(given.sampler_seed, sample), agree, 16)
-        pair = [np.zeros((len(y), operator.size, operator.size), np.float32) for _ in (0, 1)]
+        pair = [np.zeros((len(y), given.size, given.size), np.float32) for _ in (0, 1)]
         sampler.start(pair[0])
         total = total + sampler.run(pair) * unit
     return total / given.samples
@@ -165,16 +175,20 @@ def summarise(rows, names):
 def stacks(model, given):
     """Both planes against slices alone: 3D PSNR, and error of the differences between slices."""
     rows = []
-    views, arc = PROBLEMS["20 views"]
+    views, arc = PROBLEMS[given.only or "20 views"]
     for index in range(given.objects):
         body = benchmark_body(given.seed, index, (2 * given.depth, 2 * given.size))
         fine = body.volume(2 * given.depth, 2 * given.size) * 2
         fine = fine.reshape(given.depth, 2, 2 * given.size, -1).mean(1)
         truth = fine.reshape(given.depth, given.size, 2, given.size, 2).mean((2, 4))
-        y, s2, operator = measure(fine, views, arc, given.counts, index)
+        if given.noisy:
+            y, s2, operator, unit = noisy(truth, given.noisy, model, index)
+        else:
+            y, s2, operator = measure(fine, views, arc, given.counts, index)
+            unit = unit_of(operator, y[len(y) // 2 :][:1], model)
         row = {}
         for name, k in (("slices alone", 1e9), ("both planes", given.turns)):
-            found = volumes(y, s2, operator, model, given, k)
+            found = volumes(y, s2, operator, unit, model, given, k)
             steps = np.diff(found, axis=0) - np.diff(truth, axis=0)
             row[name] = {
                 "dB": psnr(found, truth),
@@ -226,6 +240,7 @@ if __name__ == "__main__":
     parser.add_argument("--guidance", nargs="+", default=["ddnm"])
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--volume", action="store_true")
+    parser.add_argument("--noisy", type=float, help="of what is typical; volumes")
     parser.add_argument("--pictures", help="folder")
     parser.add_argument("--out", type=Path, help="JSON")
     given = parser.parse_args()

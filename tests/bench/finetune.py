@@ -1,13 +1,15 @@
 """`python tests/bench/finetune.py [--out FOLDER]`: what `prepare` and `train --init bundled` gain a beamline.
 
-Instruments of the benchmark family, whose textures training never draws. Of each there are `SCANS` scans with
+Instruments of the benchmark family, whose textures training never draws. Of each there are four scans with
 a reference and earlier references to learn from, and other scans to be judged by: background error in per
-cent (without noise, mean removed), of the bundled weights and of those trained on. Everything else is alike.
+cent (without noise, mean removed), of the bundled weights, of the bundled weights with all those references
+given as a bank (`--refs`), and of those trained on, which get nothing but the scan. All else is alike.
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from txmcorrect import prepare, train
 from txmcorrect.background.estimate import Draw
 from txmcorrect.background.methods import METHODS
+from txmcorrect.baselines.contract import Flats
 from txmcorrect.config import PrepareSettings, TrainSettings, load_settings
 from txmcorrect.judge.scenes import Scene, problem_of, truth_of
 from txmcorrect.judge.trial import log_error
@@ -29,6 +32,7 @@ JUDGED = tuple(
     for kind in ("mosaic-sparse", "mosaic-dense", "film", "tomo")
     for references in ("none", "stale")
 )
+WAYS = ("bundled", "with --refs", "trained on")
 SIDE, COUNTS, DRIFT = 256, 5000, "medium"
 
 
@@ -47,14 +51,19 @@ def scan_of(instrument, seed, kind, references, bank):
 
 
 def learn(folder, instrument, config, minutes):
-    """The weights that training on the instrument's own frames and references gives; seconds it took."""
+    """The weights that training on the instrument's own frames and references gives; these references; and
+    seconds it took.
+    """
     raw, refs = folder / "raw", folder / "refs"
     for path in (raw, refs):
         path.mkdir(parents=True, exist_ok=True)
+    flats, currents = [], []
     for k, kind in enumerate(LEARNT):
         scan = scan_of(instrument, 100 * instrument + k, kind, "stale", 5)
         write_scan(raw / f"{k}.h5", scan)
         write_bank(refs / f"{k}.h5", scan)
+        flats += [scan.bank, scan.flats]
+        currents += [scan.bank_current_ma, scan.flats_current_ma]
     began = time.monotonic()
     data, out = folder / "data.h5", folder / "run"
     prepare.run(PrepareSettings(raw=raw, refs=refs, out=data, overwrite=True, quiet=True))
@@ -64,14 +73,15 @@ def learn(folder, instrument, config, minutes):
             {"config": config, "data": data, "out": out, "max_minutes": minutes, "quiet": True},
         )
     )
-    return out / "model.safetensors", time.monotonic() - began
+    bank = Flats(np.concatenate(flats).astype(np.float32), np.concatenate(currents))
+    return out / "model.safetensors", bank, time.monotonic() - began
 
 
-def judge(model, instrument, k):
+def judge(model, instrument, k, bank=None):
     """Error of one scan in per cent, and the share of pixels within intervals of 90 %."""
     kind, references = JUDGED[k]
     scan = scan_of(instrument, 100 * instrument + 50 + k, kind, references, 0)
-    scene = Scene(kind, k, problem_of(scan), truth_of(scan))
+    scene = Scene(kind, k, replace(problem_of(scan), bank=bank), truth_of(scan))
     estimate = METHODS[model.spec.condition](model, Draw(), 1)(scene.problem)
     error = log_error(estimate, scene)
     lit = scan.lit
@@ -94,22 +104,28 @@ def main():
     bundled, rows = load_model("bundled", condition), []
     for instrument in range(given.first, given.first + given.instruments):
         folder = given.out / f"{condition}-{instrument}"
-        path, seconds = learn(folder, instrument, given.config, given.minutes)
+        path, bank, seconds = learn(folder, instrument, given.config, given.minutes)
         own = load_model(path, condition)
         for k, (kind, references) in enumerate(JUDGED):
-            before, after = (judge(model, instrument, k) for model in (bundled, own))
-            rows.append([instrument, kind, references, *before, *after, seconds])
+            ways = [(bundled, None), (bundled, bank), (own, None)]
+            found = [judge(model, instrument, k, given_bank) for model, given_bank in ways]
+            rows.append([instrument, kind, references, seconds, *found])
             print(
-                f"{instrument} {kind} {references}: {before[0]:.2f} -> {after[0]:.2f} %, "
-                f"covered {before[1]:.2f} -> {after[1]:.2f} ({seconds:.0f} s)",
+                f"{instrument} {kind} {references}: "
+                + ", ".join(
+                    f"{name} {error:.2f} % (covered {covered:.2f})"
+                    for name, (error, covered) in zip(WAYS, found, strict=True)
+                )
+                + f"; {seconds:.0f} s",
                 flush=True,
             )
     (given.out / f"{condition}.json").write_text(json.dumps(rows))
     for references in ("none", "stale"):
-        chosen = [(r[3], r[5]) for r in rows if r[2] == references]
-        before, after = np.exp(np.log(chosen).mean(0))
+        chosen = [[error for error, _ in r[4:]] for r in rows if r[2] == references]
+        usual = np.exp(np.log(chosen).mean(0))
         print(
-            f"{references}: {before:.2f} -> {after:.2f} % (geometric mean of {len(chosen)} scans)"
+            f"{references}, geometric mean of {len(chosen)} scans: "
+            + ", ".join(f"{name} {error:.2f} %" for name, error in zip(WAYS, usual, strict=True))
         )
 
 

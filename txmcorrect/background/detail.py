@@ -16,6 +16,7 @@ from scipy.ndimage import uniform_filter
 from scipy.stats import spearmanr
 
 from txmcorrect.background.conditions import bin_mean, spread_out
+from txmcorrect.background.mending import mended, odd_pixels
 from txmcorrect.background.scale import LEAST, Reference
 from txmcorrect.background.survey import Survey
 from txmcorrect.scan import Array, Frames, Scan
@@ -110,12 +111,13 @@ class Pattern:
     Attributes
     ----------
     detail : `(h, w)` log. fit : which of the references show it. grain : photon noise it brings along,
-    rms of the log.
+    rms of the log. odd : `(m, 2)` number of a reference and flat index of a pixel that it had dead or hot.
     """
 
     detail: Image
     fit: NDArray[np.intp]
     grain: float
+    odd: NDArray[np.intp]
 
 
 def fixed_pattern(
@@ -130,25 +132,31 @@ def fixed_pattern(
     seen, noise = detail_of(scan.projections, index, survey.dark, survey.factor, memory)
     own = shrunk(seen, noise)
     total, photons = np.zeros_like(own), np.zeros_like(own)
-    count, fit = 0, []
+    lit = survey_light(survey, own.shape)
+    count, fit, odd = 0, [], [np.empty((0, 2), np.intp)]
     for i, reference in enumerate(references):
         theirs = reference_detail(reference, survey.factor)
+        if survey.factor > 1:
+            pixels = odd_pixels(reference, theirs - seen, lit)
+            if len(pixels):
+                theirs = reference_detail(mended(reference, pixels, survey.factor), survey.factor)
+                odd.append(np.stack([np.full_like(pixels, i), pixels], 1))
         if survey.factor == 1 or float(own.std()) < 1e-4 or likeness(own, theirs) > LIKE:
             frames = 1 if reference.flats is None else len(reference.flats)
             total, count = total + np.float32(frames) * theirs, count + frames
             photons += np.float32(survey.photons * frames) * np.maximum(reference.counts, LEAST)
             fit.append(i)
-    lit = survey_light(survey, own.shape)
-    found = np.array(fit, np.intp)
+    found, strange = np.array(fit, np.intp), np.concatenate(odd)
     if not count:
-        return Pattern(own, found, min(_rms(noise**0.5, lit), _rms(own, lit)))
+        return Pattern(own, found, min(_rms(noise**0.5, lit), _rms(own, lit)), strange)
     told, doubt = total / np.float32(count), np.reciprocal(np.maximum(photons, np.float32(1)))
     if survey.factor == 1:  # nothing is finer than the grid
-        return Pattern(told, found, 0.0)
+        return Pattern(told, found, 0.0, strange)
     if not moves(scan):
-        return Pattern(told, found, _rms(doubt**0.5, lit))
+        return Pattern(told, found, _rms(doubt**0.5, lit), strange)
     detail = averaged(told, doubt, seen, noise)
-    return Pattern(detail, found, _rms((doubt * noise / (doubt + noise)) ** 0.5, lit))
+    grain = _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
+    return Pattern(detail, found, grain, strange)
 
 
 def moves(scan: Scan) -> bool:

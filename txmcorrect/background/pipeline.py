@@ -30,6 +30,7 @@ from txmcorrect.background.estimate import (
 from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
+from txmcorrect.background.mending import mended
 from txmcorrect.background.overlaps import Shared, read_overlaps
 from txmcorrect.background.remembered import with_remembered
 from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
@@ -183,7 +184,12 @@ def _pattern(
 
     def make(_: int) -> Mapping[str, Array]:
         made = fixed_pattern(scan, survey, references, memory)
-        return {"detail": made.detail, "fit": made.fit, "grain": np.array(made.grain)}
+        return {
+            "detail": made.detail,
+            "fit": made.fit,
+            "grain": np.array(made.grain),
+            "odd": made.odd,
+        }
 
     (found,) = pieces.each("detail", 1, make)
     fit = set(found["fit"].tolist())
@@ -192,8 +198,12 @@ def _pattern(
         for i, reference in enumerate(references)
         if i not in fit
     ]
-    chosen = tuple(reference for i, reference in enumerate(references) if i in fit)
-    pattern = Pattern(found["detail"], found["fit"], float(found["grain"]))
+    pattern = Pattern(found["detail"], found["fit"], float(found["grain"]), found["odd"])
+    chosen = tuple(
+        mended(reference, pattern.odd[pattern.odd[:, 0] == i, 1], survey.factor)
+        for i, reference in enumerate(references)
+        if i in fit
+    )
     return pattern, chosen, tuple(notes)
 
 

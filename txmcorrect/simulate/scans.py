@@ -118,7 +118,8 @@ def simulate_scan(
     transmission = np.exp(log_t)
     dark = DARK_LEVEL + own.normal(0, 1, shape)
     broken = own.random(shape) < 2e-4
-    expose = _Detector(dark, direct, broken, rng)
+    stuck = own.choice([0.0, 65535.0], shape)
+    expose = _Detector(dark, direct, np.where(broken, stuck, np.nan), rng)
     raw = expose(background * transmission, afterglow=0.002)
     bank_path = _bank_path(rng, path, bank)
     bank_current = rng.uniform(180, 220, bank)
@@ -274,9 +275,9 @@ def _direct_beam(rng: np.random.Generator, shape: Shape, counts: float) -> Image
 class _Detector:
     """Expected light -> recorded uint16 frames."""
 
-    def __init__(self, dark: NDArray[Any], direct: Image, broken: NDArray[np.bool_], rng: Any):
-        self.dark, self.direct, self.broken, self.rng = dark, direct, broken, rng
-        self.stuck = rng.choice([0.0, 65535.0], dark.shape)
+    def __init__(self, dark: NDArray[Any], direct: Image, stuck: NDArray[Any], rng: Any):
+        """`stuck`: what broken pixels always say, NaN of those that work."""
+        self.dark, self.direct, self.stuck, self.rng = dark, direct, stuck, rng
 
     def __call__(
         self, light: Image, afterglow: float = 0.0, lit: bool = True
@@ -286,6 +287,6 @@ class _Detector:
             expected = frame + (self.direct if lit else 0) + afterglow * light[max(i - 1, 0)]
             noisy = self.rng.poisson(expected) + self.dark
             noisy = noisy + self.rng.normal(0, READ_NOISE, noisy.shape)
-            noisy = np.where(self.broken, self.stuck, noisy)
+            noisy = np.where(np.isnan(self.stuck), noisy, self.stuck)
             out[i] = np.clip(np.rint(noisy), 0, 65535)
         return out
