@@ -186,7 +186,13 @@ def test_references_that_differ_most_are_remembered(data):
     assert sorted(int(f.argmin()) for f in found) == list(range(MOST_BANK))
 
 
-def test_fewer_references_are_all_remembered(data):
+def test_fewer_references_are_all_remembered_and_two_are_no_bank(data):
     (beam,) = Harvest(data, PLAIN, "train").beams()
     assert beam.shape == (3, *SHAPE)
     assert Harvest(data, DataSettings(size=16), "train").beams()[0].shape == (3, 10, 16)
+    with h5py.File(data, "a") as file:
+        group = file[f"train/{SHAPE[0]}x{SHAPE[1]}"]
+        two = group["reference"][:2]
+        del group["reference"]
+        group["reference"] = two
+    assert Harvest(data, PLAIN, "train").beams() == ()

@@ -175,8 +175,8 @@ def _reference(
         if known.bank is None:
             return middle, [ends, *bent], []
         components = principal(log_counts(known.bank, lit), lit)[1]
-        known_to = Group(np.concatenate([half[None], components]), BENT, 0.5)
-        return middle, [ends, known_to], bent
+        spanned = Group(np.concatenate([half[None], components]), BENT, 0.5)
+        return middle, [ends, spanned], bent
     if known.bank is not None:
         mean, components = principal(log_counts(known.bank, lit), lit)
         groups = [Group(components, SLOW, 1.5, 0.3)]

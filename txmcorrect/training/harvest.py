@@ -20,6 +20,7 @@ from txmcorrect.errors import FormatError
 from txmcorrect.simulate.draws import PairBatch
 from txmcorrect.simulate.scans import stream
 from txmcorrect.simulate.stacks import (
+    LEAST_BANK,
     MOST_BANK,
     DrawnScan,
     draw_kind,
@@ -110,6 +111,8 @@ class Harvest:
                     found.setdefault(image.shape, []).append(image)
         beams = []
         for images in found.values():
+            if len(images) < LEAST_BANK:
+                continue
             logs, lit = log_references(np.stack(images))
             beams.append(logs[furthest_apart(logs[:, lit], MOST_BANK)])
         return tuple(beams)
