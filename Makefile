@@ -98,7 +98,7 @@ mosaic-peers:
 	python3 -m venv .peers/ashlar && .peers/ashlar/bin/pip install --quiet ashlar
 	python3 -m venv .peers/multiview && .peers/multiview/bin/pip install --quiet multiview-stitcher
 
-# What training on one's own beamline gains: three simulated instruments, a quarter of an hour.
+# What training on one's own beamline gains: three simulated instruments, half an hour.
 bench-finetune: install
 	$(PY) tests/bench/finetune.py --out bench/finetune $(WITH)
 

@@ -106,7 +106,7 @@ def test_scans_are_a_function_of_seed_and_index(data):
 
 def test_scans_show_the_samples_of_their_own_split(data, monkeypatch):
     monkeypatch.setattr(module, "OWN_SAMPLES", 1.0)
-    monkeypatch.setattr(module, "EMPTY", 0.0)
+    monkeypatch.setattr(module, "EMPTY_SHARE", 0.0)
     for purpose, level in (("train", 0.5), ("validate", 0.25)):
         for scan in Harvest(data, PLAIN, purpose).draw_scans(1, 0, 8):
             light, seen = scan.background[:, scan.lit].sum(), scan.frames[:, scan.lit].sum()

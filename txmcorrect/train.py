@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from txmcorrect.diffusion.schedules import SCHEDULES
 from txmcorrect.errors import ModelError, OutputError, TxmError
 from txmcorrect.result import Result
 from txmcorrect.training.batches import PRIORS, scale_of, smallest_image
-from txmcorrect.training.calibrate import as_metadata, calibrate
+from txmcorrect.training.calibrate import Calibration, as_metadata, calibrate
 from txmcorrect.training.checkpoint import Average, State, saved_settings
 from txmcorrect.training.harvest import Harvest
 from txmcorrect.training.loop import Clock, Loop, learning_rate
@@ -40,7 +40,7 @@ FREE |= {"max_steps", "max_minutes", "checkpoint_every", "validate_every", "trac
 FREE |= {"calibrate"}
 DOMAINS = {name: "transmission" for name in PRIORS} | {"slice": "attenuation"}
 REPORT_EVERY = 20
-TABLES = ("doubt", "spread")  # of a model's calibration
+TABLES = tuple(table.name for table in fields(Calibration))
 BF16 = ("avx512_bf16", "amx_tile")  # instructions, as torch names them
 
 

@@ -32,6 +32,8 @@ REFERENCE_SHARES = {
     "fresh": 0.05,
 }
 LEAST_BANK, MOST_BANK = 3, 20  # references
+JUMP_SHARE = 0.07  # of scans
+EMPTY_SHARE = 0.06  # of frames: no sample
 WRONG_BANK = 0.1  # of banks: another instrument's
 
 
@@ -105,8 +107,7 @@ def _draw_scan(
 ) -> DrawnScan:
     n, kind = draw_kind(rng)
     course = _draw_course(rng, shape, n, kind)
-    log_t, turning = draw_samples(rng, shape, n)
-    log_t = log_t * np.float32(np.exp(contrast_spread * rng.standard_normal()))
+    log_t, turning = draw_samples(rng, shape, n, contrast_spread)
     return expose(rng, course, log_t, turning, counts, targets)
 
 
@@ -195,7 +196,7 @@ def _path(rng: np.random.Generator, beam: Beam, n: int, kind: str) -> tuple[NDAr
     """States of a whole scan, maybe with a jump, and where the `n` frames drawn from it begin."""
     total = draw_length(rng, n)
     path = wander(rng, total) * path_scale(rng, beam)
-    if rng.random() < 0.07:
+    if rng.random() < JUMP_SHARE:
         path[int(rng.integers(1, total)) :] += rng.standard_normal(2 + MODES) * path_scale(
             rng, beam
         )
@@ -235,10 +236,17 @@ def _wrong(rng: np.random.Generator, bank: Image, shape: Shape) -> Image:
     return bank - bank[:1] + other
 
 
-def draw_samples(rng: np.random.Generator, shape: Shape, n: int) -> tuple[Image, bool]:
+def draw_samples(
+    rng: np.random.Generator, shape: Shape, n: int, contrast_spread: float
+) -> tuple[Image, bool]:
     """Log transmission `(n, h, w)`: views of one world, some empty, or one object that turns; and
-    whether it does.
+    whether it does. `contrast_spread`: of the logarithm of its strength.
     """
+    log_t, turning = _views(rng, shape, n)
+    return log_t * np.float32(np.exp(contrast_spread * rng.standard_normal())), turning
+
+
+def _views(rng: np.random.Generator, shape: Shape, n: int) -> tuple[Image, bool]:
     kind = str(rng.choice(list(SAMPLE_SHARES), p=list(SAMPLE_SHARES.values())))
     if kind == "turning":
         spheres = Spheres(rng, shape, "train")
@@ -254,7 +262,7 @@ def draw_samples(rng: np.random.Generator, shape: Shape, n: int) -> tuple[Image,
     views = []
     for y, x in corners[:1].repeat(n, 0) if still else corners:
         view = world[y : y + shape[0], x : x + shape[1]]
-        views.append(view * np.float32(still or rng.random() > 0.06))
+        views.append(view * np.float32(still or rng.random() > EMPTY_SHARE))
     return np.stack(views), False
 
 

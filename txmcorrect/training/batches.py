@@ -222,11 +222,13 @@ class Batches(Dataset[TrainBatch]):
         settings, data = self.settings, self.settings.dataset
         if data.condition in PRIORS:
             return make_prior_batch(settings, index, self.purpose)
-        real = self.harvest and self.harvest.turn(settings.seed, index)
+        real = self.harvest
+        if real is not None and not real.turn(settings.seed, index):
+            real = None
         if data.condition == "stack":
-            return make_stack_batch(self._scans(index, bool(real)))
-        if self.harvest and real:
-            return make_batch(self.harvest.draw(settings.seed, index, settings.batch))
+            return make_stack_batch(self._scans(index, real))
+        if real is not None:
+            return make_batch(real.draw(settings.seed, index, settings.batch))
         return make_batch(
             draw_pairs(
                 settings.seed,
@@ -240,10 +242,10 @@ class Batches(Dataset[TrainBatch]):
             )
         )
 
-    def _scans(self, index: int, real: bool) -> list[DrawnScan]:
+    def _scans(self, index: int, real: Harvest | None) -> list[DrawnScan]:
         settings, data = self.settings, self.settings.dataset
-        if self.harvest and real:
-            return self.harvest.draw_scans(settings.seed, index, settings.batch)
+        if real is not None:
+            return real.draw_scans(settings.seed, index, settings.batch)
         return draw_scans(
             settings.seed,
             index,

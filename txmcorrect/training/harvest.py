@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from txmcorrect.config import DataSettings
 from txmcorrect.errors import FormatError
+from txmcorrect.simulate.beam import LIT_FRACTION
 from txmcorrect.simulate.draws import PairBatch
 from txmcorrect.simulate.scans import stream
 from txmcorrect.simulate.stacks import (
+    EMPTY_SHARE,
     LEAST_BANK,
     MOST_BANK,
     DrawnScan,
@@ -32,10 +34,8 @@ from txmcorrect.training.measured import MOST_USED, draw_measured_course, log_re
 from txmcorrect.weights import Beams
 
 SPLITS = {"train": "train", "validate": "validation"}
-LIT_FRACTION = 0.08
 OWN_SAMPLES = 0.5  # of stacks; the others are simulated, which know how to turn
 LEAST_TRANSMISSION = 1e-3
-EMPTY = 0.06  # of frames show no sample
 
 
 def furthest_apart(items: NDArray[np.float32], most: int) -> list[int]:
@@ -141,16 +141,15 @@ class Harvest:
         if rng.random() < OWN_SAMPLES:
             log_t = np.stack([self._view(rng, samples, shape) for _ in range(n)])
         else:
-            log_t, turning = draw_samples(rng, shape, n)
-            if data.augment:
-                log_t = log_t * np.float32(np.exp(data.contrast * rng.standard_normal()))
+            spread = data.contrast if data.augment else 0.0
+            log_t, turning = draw_samples(rng, shape, n, spread)
         return expose(rng, course, log_t, turning, data.counts, targets)
 
     def _view(
         self, rng: np.random.Generator, samples: h5py.Dataset, shape: tuple[int, ...]
     ) -> NDArray[np.float32]:
         """Log transmission `(h, w)` of one of the samples, or of none."""
-        if rng.random() < EMPTY:
+        if rng.random() < EMPTY_SHARE:
             return np.zeros(shape, np.float32)
         sample = np.asarray(samples[rng.integers(len(samples))], np.float32)
         return np.log(

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from txmcorrect.simulate.beam import LIT_FRACTION, wander
 from txmcorrect.simulate.fields import Image
 from txmcorrect.simulate.stacks import (
+    JUMP_SHARE,
     LEAST_BANK,
     MOST_BANK,
     Course,
@@ -24,7 +25,6 @@ from txmcorrect.simulate.stacks import (
 
 WAYS = 5  # directions that a beam drifts in at once
 PART = (0.03, 1.0)  # of what references differ by, that a scan drifts (log-uniform)
-JUMP_SHARE = 0.07  # of scans
 FRESH = 0.01  # of that drift stays where references are fresh
 NOISE_PX = 1.0  # of the working grid: differences are smoothed by it, as drift is and noise is not
 DARK = 1e-3  # of the usual light; logarithms end there
