@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from txmcorrect.stitch.fields import Smoothness
 from txmcorrect.stitch.layout import grid_cells, grid_neighbours
-from txmcorrect.stitch.overlap import Smoothness, measure_seam, refine, seam_figure
+from txmcorrect.stitch.likely import likely
+from txmcorrect.stitch.overlap import refine
 from txmcorrect.stitch.preserve import implants, recovered_slopes
+from txmcorrect.stitch.seam import measure_seam, seam_figure
 
 SHAPE = (96, 96)
 CELLS = grid_cells((3, 3), "rows,bottom-left")
@@ -92,6 +95,25 @@ def test_a_drift_from_tile_to_tile_is_found_where_tiles_do_not_overlap():
         return off.std()
 
     assert left(0.9) < 0.8 * left(0.0) < 0.8 * wrong.std()
+
+
+def test_whether_the_beam_drifts_slowly_is_told_by_the_overlaps():
+    """Fields that stay much the same from tile to tile, or are others in every tile; of three, all."""
+    rng = np.random.default_rng(6)
+    fields = gaussian_filter(rng.standard_normal((3, 9, *SHAPE)), (0, 0, 40, 40), mode="wrap")
+    fields /= fields.std((1, 2, 3), keepdims=True)
+    for some in fields:
+        noise = 0.01 * rng.standard_normal(some.shape)
+        kept = {}
+        for name, own in (("slow", np.cumsum(0.1 * some, 0)), ("new", some)):
+            images = np.exp(0.05 * own + noise)
+            kept[name] = likely(seams(images), 9, SHAPE).kept
+        assert kept["slow"] == 0.9
+        assert kept["new"] < 0.9
+
+
+def test_nothing_that_overlaps_leaves_the_beam_as_it_is_expected():
+    assert likely([], 4, SHAPE) == Smoothness()
 
 
 def test_what_only_edges_see_is_undone_there_and_left_alone_inside():

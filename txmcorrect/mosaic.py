@@ -32,15 +32,13 @@ from txmcorrect.scan import Scan
 from txmcorrect.stitch import layout as layouts
 from txmcorrect.stitch.align import Alignment, believed_pairs
 from txmcorrect.stitch.blend import blend_strips, feather, mosaic_shape
+from txmcorrect.stitch.fields import Smoothness
 from txmcorrect.stitch.groups import groups_of
-from txmcorrect.stitch.overlap import (
-    Seam,
-    Smoothness,
-    refine,
-    seam_figure,
-)
+from txmcorrect.stitch.likely import KEPT
+from txmcorrect.stitch.overlap import refine
 from txmcorrect.stitch.place import Placement
 from txmcorrect.stitch.recent import Recent
+from txmcorrect.stitch.seam import Seam, seam_figure
 
 log = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -100,14 +98,13 @@ def stitch(
         return compare_tiles(read, chosen, positions, source.lit)
 
     before = compare(tiles, pairs)
-    smoothness = GAINS_ONLY if settings.no_refine else Smoothness()
-    refinement = refine(before, n, (h, w), smoothness)
+    refinement = refine(before, n, (h, w), GAINS_ONLY if settings.no_refine else None)
 
     def refined(index: int) -> Array:
         return np.asarray(tiles[index] * np.exp(-refinement.log_background(index)), np.float32)
 
     after = compare(Recent(refined, keep), pairs)
-    slopes = preservation(tiles, compare, before, refinement, positions, smoothness)
+    slopes = preservation(tiles, compare, before, refinement, positions)
     weight = feather(source.lit, feather_px(positions, pairs, (h, w))) * np.minimum(source.light, 1)
     multiband = settings.blend == "multiband"
     strips = blend_strips(refined, weight, positions, good, multiband=multiband)
@@ -127,6 +124,8 @@ def stitch(
         "seams before": f"{seam_figure(before):.4f}",
         "seams after": f"{seam_figure(after):.4f} (mean |log ratio| of blocks in the overlaps)",
     }
+    if not settings.no_refine:
+        facts["beam"] = KEPT[refinement.smoothness.kept]
     most = refinement.most_near
     if most is not None:
         tile, change = most

@@ -35,9 +35,10 @@ from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.align import JITTER, Tiles, align_grid, believed_pairs
 from txmcorrect.stitch.blend import blend_strips, feather
 from txmcorrect.stitch.layout import grid_cells, grid_neighbours
-from txmcorrect.stitch.overlap import measure_seam, refine, seam_figure
+from txmcorrect.stitch.overlap import refine
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import NARROWEST_PX, feature, overlap_slices
+from txmcorrect.stitch.seam import measure_seam, seam_figure
 
 GRID = (4, 4)
 FEATURES = 0.1  # px: a pair whose shift can be known so well, one standard deviation, has features

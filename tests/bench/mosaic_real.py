@@ -23,8 +23,9 @@ from txmcorrect.formats import open_scan
 from txmcorrect.mosaicking.seams import compare_tiles
 from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.stitch.layout import grid_cells, grid_neighbours, parse_tile_configuration
-from txmcorrect.stitch.overlap import refine, seam_figure
+from txmcorrect.stitch.overlap import refine
 from txmcorrect.stitch.register import band_pass, overlap_slices
+from txmcorrect.stitch.seam import seam_figure
 
 
 def by_median(raw, _):

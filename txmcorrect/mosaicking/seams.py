@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.stitch.overlap import Refinement, Seam, Smoothness, measure_seam, refine
+from txmcorrect.stitch.overlap import Refinement, refine
 from txmcorrect.stitch.preserve import IMPLANT_PX, implants, recovered_slopes
 from txmcorrect.stitch.recent import Recent
+from txmcorrect.stitch.seam import Seam, measure_seam
 
 Array = NDArray[Any]
 
@@ -40,7 +41,6 @@ def preservation(
     before: Sequence[Seam],
     refinement: Refinement,
     positions: Array,
-    smoothness: Smoothness,
 ) -> list[tuple[int, float]]:
     """What the refinement leaves of known disks, size by size: the slope of found on true.
 
@@ -61,7 +61,7 @@ def preservation(
         changed = Recent(partial(_implanted, tiles, disks), tiles.keep)
         own = [(s.first, s.second) for s in before if {s.first, s.second} <= set(shown)]
         others = [s for s in before if not {s.first, s.second} <= set(shown)]
-        again = refine([*compare(changed, own), *others], n, shape, smoothness)
+        again = refine([*compare(changed, own), *others], n, shape, refinement.smoothness)
         rows.append((size, recovered_slopes(disks, refinement, again, shown)))
     return rows
 
