@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from txmcorrect.background.detail import averaged, moves, shrunk
+from txmcorrect.background.detail import averaged, moves, reference_detail, shrunk
 from txmcorrect.background.mending import mended, odd_pixels
 from txmcorrect.background.methods import as_scan, references_of
 from txmcorrect.background.pipeline import look_at
@@ -66,6 +66,35 @@ def test_only_samples_that_move_are_averaged_over():
     }
     assert moves(scans["mosaic-sparse"]) and moves(scans["tomo"]) and not moves(scans["film"])
     assert not moves(replace(scans["tomo"], theta=0.1 * scans["tomo"].theta))
+
+
+# --- a mosaic after its illumination moved ------------------------------------------------------
+
+
+def errors_of_detail(kind, moved_px):
+    """Of the reference's detail and of what is made of it and 16 tiles, against the true one; rms."""
+    scene = simulated_scene(Setting(kind, "slow", references="stale", shape=(128, 128)), 2)
+    truth = np.exp(scene.truth.log_background.mean(0))
+    rng = np.random.default_rng(4)
+    moved = np.roll(truth, moved_px, (0, 1)) + scene.problem.dark
+    flats = rng.poisson(np.repeat(moved[None], 10, 0)).astype(np.float32)
+    found = seen_with(flats, scene)
+    true = reference_detail(replace(found.references[0], counts=truth), found.survey.factor)
+    told = reference_detail(found.references[0], found.survey.factor)
+    lit = scene.problem.lit & ~np.pad(np.zeros((112, 112), bool), 8, constant_values=True)
+    return [np.sqrt(((x - true)[lit] ** 2).mean()) for x in (told, found.pattern.detail)]
+
+
+def test_what_either_half_of_a_mosaic_shows_moved_since_the_reference_was_taken():
+    told, made = errors_of_detail("mosaic-sparse", (1, 1))
+    assert told > 0.01
+    assert made < 0.5 * told
+
+
+@pytest.mark.parametrize("kind", ["mosaic-sparse", "mosaic-dense"])
+def test_a_reference_that_fits_is_not_spoilt_by_samples(kind):
+    told, made = errors_of_detail(kind, (0, 0))
+    assert made < 1.05 * told
 
 
 # --- pixels that broke or came back since -------------------------------------------------------

@@ -29,6 +29,9 @@ LIKE = 0.15  # rank correlation with the scan's own pattern; less is another det
 RANKED = 500_000  # pixels
 INNER = 1.2  # variance of an interquartile mean over that of a mean
 WINDOW = 5  # pixels over which signal and noise are compared
+REGION = 15  # pixels over which halves of a mosaic are compared
+SURE = 4.0  # deviations of their mean: what is common beyond is no chance, nor a few broken pixels
+HALVES = 8  # usable frames, at least, of a mosaic that is halved
 
 
 def choose_frames(usable: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -126,10 +129,19 @@ def fixed_pattern(
     """The fixed pattern of a scan: from references that show it, else from all its frames.
 
     Where the sample moves before the detector, frames and references are averaged: they are as many
-    more exposures of the same pattern.
+    more exposures of the same pattern. In a mosaic, where no sample stands still, what either half of the
+    frames shows is the beam's, however it has moved since the references were taken.
     """
     index = choose_frames(survey.usable)
-    seen, noise = detail_of(scan.projections, index, survey.dark, survey.factor, memory)
+
+    def look(chosen: NDArray[np.intp]) -> tuple[Image, Image]:
+        return detail_of(scan.projections, chosen, survey.dark, survey.factor, memory)
+
+    seen, noise = look(index)
+    halves = None
+    if scan.corner_px is not None and len(index) >= HALVES and survey.factor > 1:
+        halves = look(index[::2])[0], look(index[1::2])[0]
+        noise = np.maximum(noise, half_noise(*halves))
     own = shrunk(seen, noise)
     total, photons = np.zeros_like(own), np.zeros_like(own)
     lit = survey_light(survey, own.shape)
@@ -154,7 +166,8 @@ def fixed_pattern(
         return Pattern(told, found, 0.0, strange)
     if not moves(scan):
         return Pattern(told, found, _rms(doubt**0.5, lit), strange)
-    detail = averaged(told, doubt, seen, noise)
+    moved = None if halves is None else in_both(halves[0] - told, halves[1] - told)
+    detail = averaged(told, doubt, seen, noise, moved)
     grain = _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
     return Pattern(detail, found, grain, strange)
 
@@ -164,16 +177,34 @@ def moves(scan: Scan) -> bool:
     return scan.turns or scan.corner_px is not None
 
 
-def averaged(told: Image, doubt: Image, seen: Image, noise: Image) -> Image:
+def averaged(
+    told: Image, doubt: Image, seen: Image, noise: Image, moved: Image | None = None
+) -> Image:
     """Details of references `told` and of frames `seen` by their variances `doubt` and `noise`.
 
-    Only as far as they differ by no more than by chance: where they do, a sample stood still.
+    Only as far as they differ by no more than by chance: where they do, a sample stood still; unless it is
+    known to have `moved`, the variance of what the references do not know.
     """
     apart = seen - told
     expected = np.maximum(doubt + noise, np.float32(1e-12))
     excess = uniform_filter(apart**2, WINDOW) / uniform_filter(expected, WINDOW)
     share = doubt / expected * np.clip(2 - excess, 0, 1)
+    if moved is not None:
+        share = np.maximum(share, moved / np.maximum(moved + noise, np.float32(1e-12)))
     return np.asarray(told + share * apart, np.float32)
+
+
+def half_noise(one: Image, other: Image) -> Image:
+    """Variance `(h, w)` of the mean of two halves, from how they differ: samples count as well."""
+    return np.asarray(uniform_filter((one - other) ** 2, REGION) / 4, np.float32)
+
+
+def in_both(one: Image, other: Image) -> Image:
+    """Variance `(h, w)` of what two halves have in common for certain."""
+    product = one * other
+    mean = uniform_filter(product, REGION)
+    spread = np.sqrt(np.maximum(uniform_filter(product**2, REGION) - mean**2, 0)) / REGION
+    return np.asarray(np.maximum(mean - SURE * spread, 0), np.float32)
 
 
 def survey_light(survey: Survey, shape: tuple[int, ...]) -> NDArray[np.bool_]:
