@@ -9,10 +9,16 @@ import torch
 
 from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.estimate import Draw
 from txmcorrect.background.known import Known
-from txmcorrect.background.remembered import with_remembered
+from txmcorrect.background.methods import as_scan
+from txmcorrect.background.pipeline import estimate_background
+from txmcorrect.background.quality import REMEMBERED, UNREFERENCED
+from txmcorrect.background.remembered import LIKE, with_remembered
+from txmcorrect.baselines.contract import Problem
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.training.measured import log_references
+from txmcorrect.weights import load_model
 
 FACTOR = 4
 
@@ -65,9 +71,24 @@ def test_a_beam_that_is_remembered_helps_scans_of_that_beamline(beams, kind):
         known = known_of(scan)
         found = with_remembered(known, (beams[3],))
         assert found.bank is not None and found.bank.shape == beams[3].shape
+        assert found.remembered > LIKE and known.remembered == 0
         errors.append((error_of(found, scan), error_of(known, scan)))
     remembered, alone = np.mean(errors, 0)
     assert remembered < 0.8 * alone
+
+
+def test_the_verdict_says_what_the_background_rests_on():
+    scan = scan_at(3, 7)
+    problem = Problem(scan.counts.astype(np.float32), scan.dark.mean(0), scan.lit)
+    bundled = load_model("bundled", "stack")
+    bank = scan_at(3, 93).bank - scan.dark.mean(0)
+    beam = bin_mean(torch.from_numpy(bank.astype(np.float32)), 2).numpy()
+    mine = replace(bundled, beams=(log_references(beam)[0].astype(np.float32),))
+    draw = Draw(steps=1, samples=1)
+    one, other = (estimate_background(as_scan(problem), model, draw) for model in (mine, bundled))
+    assert one.remembered > LIKE and REMEMBERED in str(one.verdict())
+    assert other.remembered == 0 and UNREFERENCED in str(other.verdict())
+    assert one.scale == other.scale == "relative"
 
 
 def test_another_beam_is_not_used_and_that_is_said(beams, caplog):

@@ -200,6 +200,11 @@ def _facts(outcome: Outcome, settings: CorrectSettings) -> dict[str, object]:
         "dark": "given" if background.dark.any() else "none: zero counts taken for no light",
         "scale": background.scale,
     }
+    if background.remembered:
+        facts["remembered"] = (
+            "a bank of references from the model's training counts as well "
+            f"(likeness of the fixed pattern {background.remembered:.2f})"
+        )
     if settings.samples > 1:
         facts["spread of the log background"] = f"{100 * spread:.2f} % rms"
     for warning in (*scan.warnings, *background.notes):

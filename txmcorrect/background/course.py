@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import spread_out
 from txmcorrect.background.estimate import Conditions
-from txmcorrect.background.quality import UNREFERENCED, Verdict, judge_run
+from txmcorrect.background.quality import REMEMBERED, UNREFERENCED, Verdict, judge_run
 from txmcorrect.formats.corrected import key_weights
 from txmcorrect.team import Pieces
 
@@ -40,7 +40,8 @@ class Background:
     amplitude, flag : `(n,)`; lit : `(h, w)`; dark : `(h, w)`.
     grain : photon noise of the details, rms of the log.
     conditions : what the model sees of a frame, to draw more samples with.
-    notes : doubts about all frames; referenced : whether references show the background's shape.
+    notes : doubts about all frames; referenced : whether references of the scan, or given with it, show
+    the background's shape; remembered : likeness of those that the model remembers, if they did.
     """
 
     keys: NDArray[np.intp]
@@ -56,6 +57,7 @@ class Background:
     scale: str
     notes: tuple[str, ...] = ()
     referenced: bool = True
+    remembered: float = 0.0
     leak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     conditions: Conditions | None = field(default=None, repr=False)
     part: NDArray[np.intp] | None = None
@@ -82,7 +84,9 @@ class Background:
         return self.native(mixed.astype(np.float32)) + self._detail(left)
 
     def verdict(self) -> Verdict:
-        blind = () if self.referenced else (UNREFERENCED,)
+        blind: tuple[str, ...] = ()
+        if not self.referenced:
+            blind = (REMEMBERED if self.remembered else UNREFERENCED,)
         return judge_run(self.flag, self.scale, (*self.notes, *blind))
 
     def native(self, small: Image) -> Image:
@@ -156,6 +160,7 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
         scale="; ".join(dict.fromkeys(b.scale for b in backgrounds)),
         notes=tuple(dict.fromkeys(note for b in backgrounds for note in b.notes)),
         referenced=all(b.referenced for b in backgrounds),
+        remembered=min(b.remembered for b in backgrounds),
         leak=np.concatenate([b.leak for b in backgrounds]),
         conditions=None,
         grain=max(b.grain for b in backgrounds),

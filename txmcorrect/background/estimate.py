@@ -42,13 +42,15 @@ class Conditions:
 
     `base`: what is known without the network, if anything is; network and base are then weighed by
     what they claim to know. `spread`: factor on the deviation of samples; it and the base's doubt were
-    measured after the training (`training.calibrate`). `notes`: doubts about all frames.
+    measured after the training (`training.calibrate`). `notes`: doubts about all frames; `remembered`: as
+    in `Known`.
     """
 
     looks: tuple[Look, ...]
     base: Base | None = None
     spread: float = 1.0
     notes: tuple[str, ...] = ()
+    remembered: float = 0.0
 
 
 LONG_SCAN = 64  # frames; longer scans pair frames further apart, to see more of the sample move
@@ -112,7 +114,7 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         return cond, basis.log_counts
 
     notes = (MISTAKABLE,) if base.mistakable else ()
-    return Conditions((look,), replace(base, doubt=doubt), spread, notes)
+    return Conditions((look,), replace(base, doubt=doubt), spread, notes, known.remembered)
 
 
 def generate(

@@ -35,6 +35,8 @@ class Known:
     absolute : exposures of frames and references are recorded.
     overlaps : of a mosaic's frames, where it is known where they lie.
     turning : the sample turns, so that parts of it may never leave their place.
+    remembered : likeness of the scan's pattern and that of a bank which the model remembers of its
+    training; 0 where the bank is the scan's own, or none.
     """
 
     frames: Small
@@ -48,6 +50,7 @@ class Known:
     absolute: bool = False
     overlaps: tuple[Shared, ...] = ()
     turning: bool = False
+    remembered: float = 0.0
 
 
 def known_scan(

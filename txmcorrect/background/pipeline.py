@@ -143,6 +143,7 @@ def estimate_background(
         scale=scale,
         notes=(*seen.notes, *conditions.notes),
         referenced=model.spec.condition == "stack" and len(references) > 0,
+        remembered=conditions.remembered,
         leak=leak,
         conditions=conditions,
         grain=pattern.grain,

@@ -46,6 +46,7 @@ NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
 # Said of every run whose background was found without references, however good it looks.
 UNREFERENCED = "from the frames alone: broad structure may be too weak, what stands still is lost"
+REMEMBERED = "no reference was given: those that the model remembers of its training count"
 # Said where the fit of the drift knows no cells that a turning sample leaves free.
 MISTAKABLE = (
     "the sample turns and no cells without it are known: broad parts of it may be taken for drift"

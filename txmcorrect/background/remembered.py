@@ -40,7 +40,7 @@ def with_remembered(known: Known, beams: tuple[Image, ...]) -> Known:
                 "no bank was given: that of the model's training counts (likeness %.2f)", alike
             )
             bank = level_with(np.exp(beam), known.before)
-            return replace(known, bank=bank)
+            return replace(known, bank=bank, remembered=alike)
         log.warning(
             "the model's training saw another fixed pattern (likeness %.2f, %.2f asked for): its "
             "references were not used",
