@@ -305,9 +305,9 @@ def ratio(folder: Path, rounds: int) -> dict[str, object]:
 
 
 def counts() -> dict[str, float]:
-    """Evaluations of the network for the 720 frames, and their cost."""
+    """Evaluations of the stack network for the 720 frames, and their cost."""
     settings = CorrectSettings(scans=[Path("x")])
-    model = correction.load_model(settings.model, settings.condition, "cpu")
+    model = correction.load_model(settings.model, "stack", "cpu")
     side = model.spec.size
     x = torch.zeros(estimate.BATCH, 1, side, side)
     cond = torch.zeros(estimate.BATCH, model.spec.cond_channels, side, side)
