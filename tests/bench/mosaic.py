@@ -30,6 +30,7 @@ from txmcorrect.background.methods import METHODS
 from txmcorrect.baselines import external
 from txmcorrect.baselines.contract import Flats, Problem
 from txmcorrect.metrics import psnr
+from txmcorrect.mosaicking.seams import compare_tiles
 from txmcorrect.mosaicking.source import lit_area
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.align import JITTER, Tiles, align_grid, believed_pairs
@@ -38,7 +39,7 @@ from txmcorrect.stitch.layout import grid_cells, grid_neighbours
 from txmcorrect.stitch.overlap import refine
 from txmcorrect.stitch.recent import Recent
 from txmcorrect.stitch.register import NARROWEST_PX, feature, overlap_slices
-from txmcorrect.stitch.seam import measure_seam, seam_figure
+from txmcorrect.stitch.seam import seam_figure
 
 GRID = (4, 4)
 FEATURES = 0.1  # px: a pair whose shift can be known so well, one standard deviation, has features
@@ -130,12 +131,7 @@ def stitched(scan, transmission, positions, refining):
     pairs = [(i, j) for i in range(n) for j in range(n) if _adjacent(cells, i, j)]
 
     def seams(tiles):
-        whole = [tuple(np.rint(positions[j] - positions[i]).astype(int)) for i, j in pairs]
-        found = [
-            measure_seam(p, (tiles[p[0]], tiles[p[1]]), s, scan.lit, max(4, h // 64))
-            for p, s in zip(pairs, whole, strict=True)
-        ]
-        return [s for s in found if s is not None]
+        return compare_tiles(tiles, pairs, positions, scan.lit)
 
     tiles = transmission
     if refining:

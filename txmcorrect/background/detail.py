@@ -7,6 +7,7 @@ frames, so it is estimated once, from references where there are any, or else fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,18 +60,31 @@ def detail_of(
 ) -> tuple[Image, Image]:
     """Log detail `(h, w)`, zero on average over every coarse cell, and the variance of its noise.
 
-    An interquartile mean over frames: samples in some of them do not show.
+    An interquartile mean over frames: samples in some of them do not show. Parameters: see `details_of`.
+    """
+    return details_of(frames, index, dark, factor, memory, (slice(None),))[0]
+
+
+def details_of(
+    frames: Frames,
+    index: NDArray[np.intp],
+    dark: Image,
+    factor: int,
+    memory: int,
+    parts: Sequence[slice],
+) -> list[tuple[Image, Image]]:
+    """`detail_of` each of several parts of the same frames, in one pass.
 
     Parameters
     ----------
-    frames : raw. index : those to use. dark : `(h, w)`.
+    frames : raw. index : those to use. dark : `(h, w)`. parts : of `index`.
     memory : bytes; a quarter of it may hold raw frames, what does not fit is read again for every
     band of rows. The result does not depend on it.
     """
     h, w = frames.shape[1:]
     if factor == 1:  # nothing is finer than the grid
-        return np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
-    common, variance = np.empty((h, w), np.float32), np.empty((h, w), np.float32)
+        return [(np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)) for _ in parts]
+    common, variance = np.empty((2, len(parts), h, w), np.float32)
     fitting = memory // 4 // (h * w * frames.dtype.itemsize)
     held = {int(i): frames.read(int(i), int(i) + 1)[0] for i in index[:fitting]}
     for top, stop in bands(h, w, factor):
@@ -78,7 +92,13 @@ def detail_of(
         for ratio, i in zip(ratios, index.tolist(), strict=True):
             raw = held[i] if i in held else frames.read(i, i + 1)[0]
             ratio[:] = _band_ratio(raw, dark, factor, top, stop)
-        common[top:stop], variance[top:stop] = _robust(ratios)
+        for k, part in enumerate(parts):
+            common[k, top:stop], variance[k, top:stop] = _robust(ratios[part])
+    return [_log_detail(*found) for found in zip(common, variance, strict=True)]
+
+
+def _log_detail(common: Image, variance: Image) -> tuple[Image, Image]:
+    """Log of what frames have in common over their coarse parts, and the variance of its noise."""
     detail = np.log(np.clip(common, np.exp(-2 * LARGEST), np.exp(2 * LARGEST)))
     noise = uniform_filter(variance / np.maximum(common, 0.1) ** 2, WINDOW)
     return detail.astype(np.float32), noise.astype(np.float32)
@@ -134,14 +154,14 @@ def fixed_pattern(
     """
     index = choose_frames(survey.usable)
 
-    def look(chosen: NDArray[np.intp]) -> tuple[Image, Image]:
-        return detail_of(scan.projections, chosen, survey.dark, survey.factor, memory)
-
-    seen, noise = look(index)
-    halves = None
-    if scan.corner_px is not None and len(index) >= HALVES and survey.factor > 1:
-        halves = look(index[::2])[0], look(index[1::2])[0]
-        noise = np.maximum(noise, half_noise(*halves))
+    halved = scan.corner_px is not None and len(index) >= HALVES and survey.factor > 1
+    parts = [slice(None), *([slice(0, None, 2), slice(1, None, 2)] if halved else [])]
+    (seen, noise), *halves = details_of(
+        scan.projections, index, survey.dark, survey.factor, memory, parts
+    )
+    if halved:
+        (one, _), (other, _) = halves
+        noise = np.maximum(noise, half_noise(one, other))
     own = shrunk(seen, noise)
     total, photons = np.zeros_like(own), np.zeros_like(own)
     lit = survey_light(survey, own.shape)
@@ -166,7 +186,7 @@ def fixed_pattern(
         return Pattern(told, found, 0.0, strange)
     if not moves(scan):
         return Pattern(told, found, _rms(doubt**0.5, lit), strange)
-    moved = None if halves is None else in_both(halves[0] - told, halves[1] - told)
+    moved = in_both(one - told, other - told) if halved else None
     detail = averaged(told, doubt, seen, noise, moved)
     grain = _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
     return Pattern(detail, found, grain, strange)

@@ -183,13 +183,14 @@ def large(grid: tuple[int, int], size: float) -> Any:
     return sparse.eye_array(nodes) / (size**2 * WHOLE * nodes)
 
 
-def in_time(n: int, kept: float) -> Any:
-    """Precision `(n, n)` of a first-order autoregression of unit variance over tiles as taken."""
-    inner = np.full(n, 1 + kept**2)
-    inner[[0, -1]] = 1.0
-    beside = sparse.eye_array(n, k=1) + sparse.eye_array(n, k=-1)
-    own = sparse.diags_array(inner, shape=(n, n))
-    return (own - kept * beside) / (1 - kept**2)
+def in_time(places: Array, kept: float) -> Any:
+    """Precision `(n, n)` of a first-order autoregression of unit variance at `places` `(n,)`, in order."""
+    alike = kept ** np.diff(places).astype(float)  # from each place to the next
+    lost = 1 - alike**2
+    told = alike**2 / lost  # what each of two neighbours adds to the other's precision
+    own = 1 + np.append(told, 0) + np.append(0, told)
+    beside = -alike / lost
+    return sparse.diags_array([beside, own, beside], offsets=[-1, 0, 1], format="csr")
 
 
 def spread(nodes: Array, shape: tuple[int, int]) -> Array:

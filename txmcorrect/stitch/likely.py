@@ -10,6 +10,7 @@ Source: choice by the evidence, MacKay 1992.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from txmcorrect.stitch.fields import Broad, Smoothness, broad_model, huber, solve
+from txmcorrect.stitch.fields import Smoothness, broad_model, huber, in_time, solve
 from txmcorrect.stitch.seam import Seam
 
 Array = NDArray[Any]
@@ -54,9 +55,18 @@ def likely(seams: Sequence[Seam], n: int, shape: tuple[int, int]) -> Smoothness:
     penalty = model.penalty(prior, np.eye(len(index)))
     free = solve(model.design, model.ratio, model.precision, penalty)
     weight = model.precision * huber(model.ratio - model.design @ free)
-    apart = np.abs(index[:, None] - index[None])
-    best = max(KEPT, key=lambda kept: _evidence(model, weight, prior, kept**apart))
-    return replace(prior, kept=best)
+    normal = (model.design.T @ model.design.multiply(weight[:, None])).toarray()
+    right = model.design.T @ (weight * model.ratio)
+
+    def evidence(kept: float) -> float:
+        """Log likelihood of the overlaps whatever the fields are, but for what is the same for all."""
+        tiles = in_time(index, kept)
+        factor = scipy.linalg.cho_factor(normal + model.penalty(prior, tiles).toarray())
+        fitted = float(right @ scipy.linalg.cho_solve(factor, right))
+        known = math.prod(model.own) * np.linalg.slogdet(tiles.toarray())[1]
+        return (fitted + known) / 2 - np.log(np.diag(factor[0])).sum()
+
+    return replace(prior, kept=max(KEPT, key=evidence))
 
 
 def _neighbours(seams: Sequence[Seam], n: int) -> Array:
@@ -73,14 +83,3 @@ def _neighbours(seams: Sequence[Seam], n: int) -> Array:
         if len(found) >= MOST_TILES:
             break
     return np.sort(np.array(found[:MOST_TILES], np.intp))
-
-
-def _evidence(model: Broad, weight: Array, prior: Smoothness, alike: Array) -> float:
-    """Log likelihood of the overlaps whatever the fields are; `alike` `(n, n)`: correlation of tiles."""
-    penalty = model.penalty(prior, np.linalg.inv(alike)).toarray()
-    matrix = penalty + (model.design.T @ model.design.multiply(weight[:, None])).toarray()
-    right = model.design.T @ (weight * model.ratio)
-    factor = scipy.linalg.cho_factor(matrix)
-    fitted = float(right @ scipy.linalg.cho_solve(factor, right))
-    nodes = model.own[0] * model.own[1]
-    return fitted / 2 - np.log(np.diag(factor[0])).sum() - nodes * np.linalg.slogdet(alike)[1] / 2

@@ -82,7 +82,7 @@ def refine(
     """
     prior = smoothness or likely(seams, n, shape)
     broad = broad_model(seams, n, shape, prior)
-    penalty = broad.penalty(prior, in_time(n, prior.kept))
+    penalty = broad.penalty(prior, in_time(np.arange(n), prior.kept))
     found = solve(broad.design, broad.ratio, broad.precision, penalty)
     gain, everywhere, alone = np.split(found, np.cumsum([n, math.prod(broad.shared)]))
 
