@@ -40,7 +40,8 @@ from txmcorrect.background.steps import Steps
 Image = NDArray[np.float32]
 Array = NDArray[Any]
 
-ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
+ROUNDS, FREE_ROUNDS = 11, 1  # of reweighting; of these, with the sizes that were expected
+STIFF_ROUNDS = 6  # before, of straight courses alone
 # How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods; then
 # sines of 1 to 3, which are nothing at both ends.
 COURSE = np.array([1.0, 1.0, 0.3, 0.15, 0.08, 0.05, 0.15, 0.1, 0.05])
@@ -181,6 +182,7 @@ class _Fitting:
         self.time = time
         self.course = courses(time)
         self.jumps: tuple[int, ...] = ()
+        self.stiff = False
         for group in groups:
             group.weights = np.zeros((len(group.images), len(group.course)))
             group.std = np.zeros_like(group.weights)
@@ -212,14 +214,26 @@ class _Fitting:
         ]
 
     def run(self) -> None:
-        """Fit, look for jumps, fit again; stops where it is not known where a turning sample ends."""
+        """Fit, look for jumps, fit again; stops where it is not known where a turning sample ends.
+
+        Large jumps are looked for first, while weights may only follow straight lines: whatever bends
+        follows a jump near an end of the scan, and hides it.
+        """
+        self.stiff = True
+        self.rounds(STIFF_ROUNDS, STIFF_ROUNDS)
+        self._jump(STIFF_ROUNDS // 2)
+        self.stiff = False
         self.rounds(ROUNDS, FREE_ROUNDS)
-        for _ in range(MOST_JUMPS):
-            found = None if self.lost else self.next_jump()
+        self._jump(ROUNDS // 2)
+
+    def _jump(self, count: int) -> None:
+        """Look for jumps, and fit again for so many rounds after each."""
+        while len(self.jumps) < MOST_JUMPS and not self.lost:
+            found = self.next_jump()
             if found is None:
                 break
             self.add_jump(*found)
-            self.rounds(ROUNDS // 2, 1)
+            self.rounds(count, count if self.stiff else 1)
 
     def rounds(self, count: int, free: int) -> None:
         moving = [g for g in self.groups if not g.steady and g.course]
@@ -334,8 +348,13 @@ class _Fitting:
     def _expected(self, group: Group, parts: list[int]) -> Array:
         """Prior standard deviations `(k, q)`; 0 where a group has no such part."""
         course = np.append(COURSE, np.ones(len(self.jumps)))
-        row = [group.size * course[p] if p in group.course else 0.0 for p in parts]
+        own = [p for p in group.course if self._follows(p)]
+        row = [group.size * course[p] if p in own else 0.0 for p in parts]
         return np.tile(row, (len(group.images), 1))
+
+    def _follows(self, part: int) -> bool:
+        """Whether weights may follow a part of `COURSE`, or a jump, for now."""
+        return not self.stiff or part in STRAIGHT or part >= len(COURSE)
 
     def next_jump(self) -> tuple[int, Array] | None:
         """The frame before which weights change at once, and by how much, if that explains much more.
@@ -353,9 +372,9 @@ class _Fitting:
         own = np.linalg.solve(normal + np.eye(len(modes)) / NEW, pull[..., None])[..., 0]
         images = np.concatenate([g.images for g in turn])[:, self.lit]
         crossing = [Crossing(*pair) for pair in self._seen_apart(turn)]
-        followed = sorted({c for g in self.groups for c in g.course})
+        followed = sorted({c for g in self.groups for c in g.course if self._follows(c)})
         smeared = Smeared(self.course[:, followed], normal, pull)
-        return find_jump(own, images, smeared, crossing, self.jumps)
+        return find_jump(own, images, smeared, crossing, self.jumps, self.stiff)
 
     def _seen_apart(self, turn: list[Group]) -> Iterator[tuple[Array, Array, Array, Array]]:
         """Of each overlap: places of the two frames, what each sees of some modes, what they differ by."""

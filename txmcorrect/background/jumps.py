@@ -18,6 +18,9 @@ Array = NDArray[Any]
 
 JUMP_EVIDENCE = 40.0  # chi squared beyond twice the number of modes
 LEAST_JUMP = 0.02  # rms, natural log
+# While a fit may only follow straight lines, fast drifts look like jumps of up to 3 %, but of no more;
+# what is larger needs no more than twice the number of modes.
+LEAST_STIFF_JUMP = 0.04
 JUMP_SIZE = 5.0  # of a mode, over what is expected of drifts
 LEAST_POWER = 0.1  # of a step that no course can follow
 MEDIAN_VARIANCE = 1.57  # of a median over that of a mean
@@ -74,17 +77,19 @@ def find_jump(
     smeared: Smeared,
     crossing: Sequence[Crossing],
     known: tuple[int, ...],
+    stiff: bool = False,
 ) -> tuple[int, Array] | None:
     """The first frame after a jump, and the change `(k,)` of modes, if that explains much more.
 
     Parameters
     ----------
     own : `(n, k)` how each frame departs from the fit. images : `(k, p)` modes where there is light.
-    known : jumps found before.
+    known : jumps found before. stiff : the fit could only follow straight lines.
     """
     n = len(own)
     usual = 1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6
-    enough = 2 * len(images) + JUMP_EVIDENCE
+    enough = 2 * len(images) + (0.0 if stiff else JUMP_EVIDENCE)
+    least = LEAST_STIFF_JUMP if stiff else LEAST_JUMP
     best: tuple[float, int, Array] | None = None
     taken = (0, *known, n)
     for jump in range(1, n):
@@ -99,7 +104,7 @@ def find_jump(
         other, its_evidence = smeared.change(jump)
         if its_evidence > evidence:
             change, evidence = other, its_evidence
-        large = float((change @ images).std()) > LEAST_JUMP
+        large = float((change @ images).std()) > least
         if large and evidence > enough and (best is None or evidence > best[0]):
             best = (evidence, jump, change)
     return None if best is None else (_first_after(own, usual, best[1], taken), best[2])
