@@ -34,7 +34,7 @@ def test_every_situation_has_the_usual_of_its_scans(monkeypatch):
     ratios = iter([(1.0, 0.5), (2.0, 0.6), (900.0, 90.0)] * 99)
     asked = []
 
-    def known(model, scan):
+    def known(model, scan, situation):
         asked.append(scan)
         return next(ratios)
 
@@ -44,6 +44,8 @@ def test_every_situation_has_the_usual_of_its_scans(monkeypatch):
     assert set(found) == {"doubt", "spread"}
     for table, usual in ((found["doubt"], 2.0), (found["spread"], 0.6)):
         assert set(table) == set(SITUATIONS)
+        # A sample that stands is looked for where there is no reference.
+        assert set(table.pop("standing")) == {"none"}
         assert all(set(row) == set(REFERENCES) for row in table.values())
         assert {v for row in table.values() for v in row.values()} == {usual}
     assert set(asked) == {"film", "tomo", "mosaic-sparse", "mosaic-dense"}
@@ -51,6 +53,6 @@ def test_every_situation_has_the_usual_of_its_scans(monkeypatch):
 
 def test_what_fit_and_network_claim_is_within_reason_where_the_sample_passes():
     scan = simulate_scan("film", "slow", 5000, (64, 64), 3, "train", "stale", 12)
-    doubt, spread = claims(load_model("bundled", "stack"), scan)
+    doubt, spread = claims(load_model("bundled", "stack"), scan, "passing")
     assert 0.1 < doubt < 10
     assert 0.1 < spread < 10

@@ -21,7 +21,6 @@ from txmcorrect.background.keyframes import find_jumps, first_plan, refinement, 
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings
-from txmcorrect.formats import open_scan
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.scan import ArrayFrames
 from txmcorrect.simulate import simulate_scan
@@ -410,16 +409,8 @@ def test_a_background_found_without_references_is_never_trusted(scan, model, fol
     assert replace(calm, referenced=True).verdict().word == "TRUSTED"
 
 
-def test_auto_takes_pairs_where_a_sample_turns_and_there_are_no_references(scan, model):
-    scanned, given = open_scan(scan), CorrectSettings(scans=[scan])
-    assert scanned.flats and condition_for(given, scanned) == "stack"
-    alone = replace(scanned, flats=())
-    turning = replace(alone, theta=np.linspace(0, 3, alone.shape[0]))
-    assert condition_for(given, turning) == "pair"
-    assert condition_for(given, replace(turning, flats=scanned.flats)) == "stack"
-    assert condition_for(given, replace(alone, theta=None)) == "stack"
-    assert condition_for(given, replace(turning, theta=0 * turning.theta)) == "stack"
-    alone = turning
-    assert condition_for(given.model_copy(update={"refs": scan}), alone) == "stack"
-    assert condition_for(given.model_copy(update={"model": str(model)}), scanned) == "pair"
-    assert condition_for(given.model_copy(update={"condition": "pair"}), scanned) == "pair"
+def test_auto_takes_what_a_given_model_was_trained_for(scan, model):
+    given = CorrectSettings(scans=[scan])
+    assert condition_for(given) == "stack"
+    assert condition_for(given.model_copy(update={"model": str(model)})) == "pair"
+    assert condition_for(given.model_copy(update={"condition": "pair"})) == "pair"

@@ -6,6 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background.base import FRESH, find_base
 from txmcorrect.background.drift import (
+    ABRUPT,
     DRIFTING,
     MOVING,
     SLOW,
@@ -89,6 +90,36 @@ def test_a_jump_is_found_and_not_smeared():
     fit = fit_drift(logs, LIT, [Group(modes, SLOW)])
     assert fit.jumps == (6,)
     assert shape_rms(fit.change - change) < 0.004
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_jump_near_the_end_is_not_followed_by_what_bends(seed):
+    """Three frames after a jump are enough, though cosines could follow them."""
+    rng = np.random.default_rng(seed)
+    modes, change, logs = drifting(rng)
+    jump = smooth(rng, 1, 8.0, 0.15)[0]
+    logs[11:] += jump
+    change[11:] += jump
+    few = 0.03 * cosines(SHAPE, 5)
+    groups = [
+        Group(modes, SLOW),
+        Group(0.03 * cosines(SHAPE, 8), DRIFTING),
+        Group(few, ABRUPT, most=20.0),
+    ]
+    fit = fit_drift(logs, LIT, groups)
+    assert fit.jumps == (11,)
+    assert shape_rms(fit.change - change) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fast_drift_is_no_jump(seed):
+    rng = np.random.default_rng(seed)
+    modes, _, logs = drifting(rng)
+    time = np.linspace(-1, 1, len(logs))[:, None, None]
+    fast = smooth(rng, 1, 8.0, 0.075)[0] * time + smooth(rng, 1, 8.0, 0.03)[0] * time**2
+    groups = [Group(modes, SLOW), Group(0.03 * cosines(SHAPE, 8), DRIFTING)]
+    groups.append(Group(0.03 * cosines(SHAPE, 5), ABRUPT, most=20.0))
+    assert fit_drift((logs + fast).astype(np.float32), LIT, groups).jumps == ()
 
 
 def test_what_the_frames_do_not_show_is_taken_for_small():

@@ -310,7 +310,7 @@ class CorrectSettings(ReadSettings):
     dark: Path | None = option(None, "Dark frames, where the scan has none.")
     condition: Literal["auto", "stack", "pair"] = option(
         "auto",
-        "What the model sees; auto: a stack, but pairs of a sample that turns, without references.",
+        "What the model sees; auto: a stack, or what a given model was trained to see.",
     )
     interval: int = option(1, "Distance of the two frames of a pair.", ge=1)
     partners: int = option(

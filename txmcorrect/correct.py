@@ -205,6 +205,8 @@ def _facts(outcome: Outcome, settings: CorrectSettings) -> dict[str, object]:
             "a bank of references from the model's training counts as well "
             f"(likeness of the fixed pattern {background.remembered:.2f})"
         )
+    if background.standing:
+        facts["standing in all frames"] = background.standing
     if settings.samples > 1:
         facts["spread of the log background"] = f"{100 * spread:.2f} % rms"
     for warning in (*scan.warnings, *background.notes):

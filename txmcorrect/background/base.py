@@ -61,7 +61,8 @@ class Base:
     reference, lit : `(h, w)`. fit : of the frames `chosen` `(m,)`; others lie between. level : `(n,)`
     brightness of each frame over that. jumps : first frames after a jump. mistakable : the sample turns
     and may cover all cells: what is broad in it looks like drift. doubt : how much further off fits like
-    this one are than they can tell (`training.calibrate`).
+    this one are than they can tell (`training.calibrate`). open : `(k, h, w)` what all frames may be off by
+    beside, independent images of deviation 1.
     """
 
     reference: Image
@@ -72,6 +73,7 @@ class Base:
     jumps: tuple[int, ...]
     mistakable: bool = False
     doubt: float = 1.0
+    open: Image | None = None
 
     def fields(self, frames: NDArray[np.intp]) -> Image:
         """Log background `(b, h, w)` of frames `(b,)`."""
@@ -83,11 +85,17 @@ class Base:
         std, sudden = self._at(self.fit.std, frames), self._at(self.fit.sudden, frames)
         # What a jump leaves open is known as it is: drifts are what fits know too little of.
         usual = np.maximum(std**2 - sudden**2, 0)
-        return np.sqrt(np.float32(self.doubt) ** 2 * usual + sudden**2)
+        if self.open is not None:
+            usual = usual + (self.open**2).sum(0)
+        return np.asarray(np.sqrt(np.float32(self.doubt) ** 2 * usual + sudden**2))
 
     def deviation(self, frames: NDArray[np.intp], rng: np.random.Generator) -> Image:
         """A draw of what `std` is the deviation of, `(b, h, w)`; of all frames alike, whichever are asked."""
-        return self._at(self.fit.deviation(rng, self.doubt), frames)
+        drawn = self._at(self.fit.deviation(rng, self.doubt), frames)
+        if self.open is None:
+            return drawn
+        beside = self.doubt * np.tensordot(rng.standard_normal(len(self.open)), self.open, 1)
+        return (drawn + beside).astype(np.float32)
 
     def _at(self, values: Image, frames: NDArray[np.intp]) -> Image:
         """Linear between the frames that were fitted, never across a jump."""

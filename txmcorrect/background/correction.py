@@ -110,16 +110,11 @@ def _cut_like(settings: CorrectSettings, scan: Scan, group: References) -> Refer
     return whole.select(None, settings.roi, settings.bin).flats[0]
 
 
-def condition_for(settings: CorrectSettings, scan: Scan) -> str:
-    """What the model is to see: as asked, as a given model does, or what serves this scan best."""
+def condition_for(settings: CorrectSettings) -> str:
+    """What the model is to see: as asked, as a given model does, or else all there is."""
     if settings.condition != "auto":
         return settings.condition
-    if settings.model != "bundled":
-        return condition_of(settings.model)
-    if scan.flats or settings.refs is not None or scan.theta is None:
-        return "stack"
-    # A sample that turns never leaves: its still parts would be taken for the fixed background.
-    return "pair" if np.ptp(scan.theta) > 0 else "stack"
+    return "stack" if settings.model == "bundled" else condition_of(settings.model)
 
 
 def dark_for(settings: CorrectSettings, scan: Scan) -> NDArray[np.float32] | None:
@@ -166,7 +161,7 @@ def correct_scan(
     team = team or Team()
     scan = replace(open_for(settings, path), corner_px=corner_px)
     device = team.device or choose_device(settings.device)
-    model = load_model(settings.model, condition_for(settings, scan), device)
+    model = load_model(settings.model, condition_for(settings), device)
     inputs = [p for p in (path, settings.refs, settings.dark) if p is not None]
     options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
     signature = run_signature(options, inputs, model.sha256)

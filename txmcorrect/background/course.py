@@ -41,7 +41,8 @@ class Background:
     grain : photon noise of the details, rms of the log.
     conditions : what the model sees of a frame, to draw more samples with.
     notes : doubts about all frames; referenced : whether references of the scan, or given with it, show
-    the background's shape; remembered : likeness of those that the model remembers, if they did.
+    the background's shape; remembered : likeness of those that the model remembers, if they did; standing :
+    what was taken for a sample that stands in all frames, in words.
     """
 
     keys: NDArray[np.intp]
@@ -58,6 +59,7 @@ class Background:
     notes: tuple[str, ...] = ()
     referenced: bool = True
     remembered: float = 0.0
+    standing: str = ""
     leak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     conditions: Conditions | None = field(default=None, repr=False)
     part: NDArray[np.intp] | None = None
@@ -87,6 +89,8 @@ class Background:
         blind: tuple[str, ...] = ()
         if not self.referenced:
             blind = (REMEMBERED if self.remembered else UNREFERENCED,)
+        if self.standing:
+            blind = (*blind, self.standing)
         return judge_run(self.flag, self.scale, (*self.notes, *blind))
 
     def native(self, small: Image) -> Image:
@@ -161,6 +165,7 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
         notes=tuple(dict.fromkeys(note for b in backgrounds for note in b.notes)),
         referenced=all(b.referenced for b in backgrounds),
         remembered=min(b.remembered for b in backgrounds),
+        standing="; ".join(dict.fromkeys(b.standing for b in backgrounds if b.standing)),
         leak=np.concatenate([b.leak for b in backgrounds]),
         conditions=None,
         grain=max(b.grain for b in backgrounds),

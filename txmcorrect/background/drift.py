@@ -40,7 +40,7 @@ from txmcorrect.background.steps import Steps
 Image = NDArray[np.float32]
 Array = NDArray[Any]
 
-ROUNDS, FREE_ROUNDS = 11, 1  # of reweighting; of these, with the sizes that were expected
+ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
 STIFF_ROUNDS = 6  # before, of straight courses alone
 # How large the parts of a weight's course are: constant, line, cosines of 2 to 5 half periods; then
 # sines of 1 to 3, which are nothing at both ends.
@@ -223,6 +223,9 @@ class _Fitting:
         self.rounds(STIFF_ROUNDS, STIFF_ROUNDS)
         self._jump(STIFF_ROUNDS // 2)
         self.stiff = False
+        if not self.jumps:  # from the start: what was learnt while stiff is of no use
+            for group in self.groups:
+                group.weights[:] = 0
         self.rounds(ROUNDS, FREE_ROUNDS)
         self._jump(ROUNDS // 2)
 
@@ -312,15 +315,18 @@ class _Fitting:
         """One step of reweighted least squares on some groups; then, their sizes."""
         modes = self._modes(turn)
         score = scores(modes, belief, self.left())
-        parts = sorted({c for g in turn for c in g.course})
+        parts = sorted({c for g in turn for c in g.course if self._follows(c)})
+        if not parts:
+            return
         course = self.course[:, parts]
         k, q = len(modes), len(parts)
         ends = np.cumsum([0, *(len(g.images) for g in turn)])
         rows = [slice(start, stop) for start, stop in pairwise(ends)]
-        columns = [[parts.index(c) for c in g.course] for g in turn]
+        kept = [[c in parts for c in g.course] for g in turn]
+        columns = [[parts.index(c) for c in g.course if c in parts] for g in turn]
         weights = np.zeros((k, q))
-        for group, own, some in zip(turn, rows, columns, strict=True):
-            weights[own, some] = group.weights
+        for group, own, some, those in zip(turn, rows, columns, kept, strict=True):
+            weights[own, some] = group.weights[:, those]
         matrix = normal_matrix(modes, belief, course)
         right = matrix @ weights.ravel() + (score.T @ course).ravel()
         expected = (modes**2 @ belief.sum(0)).astype(np.float64)
@@ -339,17 +345,16 @@ class _Fitting:
         variance = np.zeros((k, q))
         weights[free] = inverse @ right
         variance[free] = np.maximum(np.diag(inverse), 0)
-        for group, own, some in zip(turn, rows, columns, strict=True):
-            group.weights = weights[own][:, some]
-            group.std = np.sqrt(variance[own][:, some])
+        for group, own, some, those in zip(turn, rows, columns, kept, strict=True):
+            group.weights[:, those] = weights[own][:, some]
+            group.std[:, those] = np.sqrt(variance[own][:, some])
             if found:
                 _find_size(group, size[own][:, some])
 
     def _expected(self, group: Group, parts: list[int]) -> Array:
         """Prior standard deviations `(k, q)`; 0 where a group has no such part."""
         course = np.append(COURSE, np.ones(len(self.jumps)))
-        own = [p for p in group.course if self._follows(p)]
-        row = [group.size * course[p] if p in own else 0.0 for p in parts]
+        row = [group.size * course[p] if p in group.course else 0.0 for p in parts]
         return np.tile(row, (len(group.images), 1))
 
     def _follows(self, part: int) -> bool:

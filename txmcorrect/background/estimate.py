@@ -114,7 +114,12 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         return cond, basis.log_counts
 
     notes = (MISTAKABLE,) if base.mistakable else ()
-    return Conditions((look,), replace(base, doubt=doubt), spread, notes, known.remembered)
+    standing = known.standing
+    if standing is not None:  # of its shape: levels are found by themselves
+        standing = standing - standing[:, base.lit].mean(1)[:, None, None]
+    # The network knows nothing of either: it answers in units of what the fit itself may be off.
+    claimed = replace(base, doubt=doubt, open=standing)
+    return Conditions((look,), claimed, spread, notes, known.remembered)
 
 
 def generate(

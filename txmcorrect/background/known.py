@@ -16,7 +16,8 @@ from txmcorrect.background.thumbnails import Small
 
 Image = NDArray[np.float32]
 COARSE = 4  # bin in which flats are compared
-SITUATIONS = ("passing", "turning", "overlapping")  # what the sample does, by what is known of it
+# What the sample does, by what is known of it; of one that turns, what stands in all frames was found or not.
+SITUATIONS = ("passing", "turning", "standing", "overlapping")
 ONE_MOMENT = 0.003  # flats whose shapes differ by less (rms log) were taken at one moment
 
 
@@ -34,7 +35,9 @@ class Known:
     bank : `(k, h, w)` counts of references of other moments, at log exposure 0, or None.
     absolute : exposures of frames and references are recorded.
     overlaps : of a mosaic's frames, where it is known where they lie.
-    turning : the sample turns, so that parts of it may never leave their place.
+    turning : the sample turns, so that parts of it may never leave their place. standing : what stands of
+    it was found, and is no longer in `frames`: `(k, h, w)` natural log, what that may be off by, independent
+    images of deviation 1.
     remembered : likeness of the scan's pattern and that of a bank which the model remembers of its
     training; 0 where the bank is the scan's own, or none.
     """
@@ -50,6 +53,7 @@ class Known:
     absolute: bool = False
     overlaps: tuple[Shared, ...] = ()
     turning: bool = False
+    standing: Image | None = None
     remembered: float = 0.0
 
 
@@ -59,12 +63,13 @@ def known_scan(
     exposure: NDArray[np.float64] | None,
     overlaps: tuple[Shared, ...] = (),
     turning: bool = False,
+    standing: Image | None = None,
 ) -> Known:
     """Find what the references of a scan are: before, after, or a bank of many moments.
 
     The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
     exposure x current, None where it was not recorded. `overlaps` :
-    of a mosaic. `turning` : the sample turns.
+    of a mosaic. `turning` : the sample turns; `standing` : as in `Known`.
     """
     n = len(survey.small)
     before = after = bank = place = None
@@ -97,6 +102,7 @@ def known_scan(
         absolute=absolute,
         overlaps=overlaps,
         turning=turning,
+        standing=standing,
     )
 
 
@@ -140,4 +146,6 @@ def situation_of(known: Known) -> str:
     """Which of `SITUATIONS` a scan is in."""
     if known.overlaps:
         return "overlapping"
+    if known.standing is not None:
+        return "standing"
     return "turning" if known.turning else "passing"

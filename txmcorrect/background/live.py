@@ -66,9 +66,7 @@ def correct_live(
     """
     arriving = open_arriving(path, **settings.sources())
     scan = _wait_for(settings, arriving, 2, stop, path)
-    model = load_model(
-        settings.model, condition_for(settings, scan), choose_device(settings.device)
-    )
+    model = load_model(settings.model, condition_for(settings), choose_device(settings.device))
     options = settings.model_dump(mode="json", exclude={"scans", "out", "out_dir"})
     inputs = [p for p in (settings.refs, settings.dark) if p is not None]
     signature = run_signature({**options, "scan": str(path.resolve())}, inputs, model.sha256)

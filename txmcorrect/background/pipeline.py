@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import spread_out
+from txmcorrect.background.conditions import bin_mean, spread_out
 from txmcorrect.background.course import Background
-from txmcorrect.background.detail import Pattern, fixed_pattern
+from txmcorrect.background.detail import Pattern, fixed_pattern, survey_light
 from txmcorrect.background.estimate import (
     BATCH,
     Conditions,
@@ -34,6 +34,7 @@ from txmcorrect.background.mending import mended
 from txmcorrect.background.overlaps import Shared, read_overlaps
 from txmcorrect.background.remembered import with_remembered
 from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
+from txmcorrect.background.standing import Standing, find_standing, without
 from txmcorrect.background.survey import Survey, scan_dark, survey_scan
 from txmcorrect.scan import Array, Scan
 from txmcorrect.team import InMemory, Pieces
@@ -50,7 +51,8 @@ def silent(stage: str, done: int, total: int) -> None:
 @dataclass(frozen=True)
 class Seen:
     """What is known of a scan before the network is asked: references that fit, and notes on others;
-    `exposure` `(n,)` natural log, None where not recorded.
+    `exposure` `(n,)` natural log, None where not recorded. `standing`: what is known of a sample that turns;
+    it is no longer in `survey`.
     """
 
     survey: Survey
@@ -59,6 +61,7 @@ class Seen:
     notes: tuple[str, ...]
     exposure: NDArray[np.float64] | None
     conditions: Conditions
+    standing: Standing | None = None
 
 
 def estimate_background(
@@ -144,6 +147,7 @@ def estimate_background(
         notes=(*seen.notes, *conditions.notes),
         referenced=model.spec.condition == "stack" and len(references) > 0,
         remembered=conditions.remembered,
+        standing="" if seen.standing is None else str(seen.standing),
         leak=leak,
         conditions=conditions,
         grain=pattern.grain,
@@ -161,21 +165,52 @@ def look_at(
     memory: int = 2 * 1024**3,
     report: Report = silent,
     pieces: Pieces | None = None,
+    round_sample: bool = True,
 ) -> Seen:
-    """Everything before the network; parameters as of `estimate_background`."""
+    """Everything before the network; parameters as of `estimate_background`.
+
+    `round_sample` : without references, look for a round sample that turns on the spot (`standing`).
+    """
     pieces = pieces or InMemory()
     dark = scan_dark(scan) if dark is None else dark
     survey = survey_scan(
         scan, dark, model.spec.size, memory, lambda d, t: report("looking", d, t), pieces
     )
+    found = round_sample and not references
+    standing = _standing(scan, survey, pieces) if found else None
+    if standing is not None:
+        log.info("%s", standing)
+        scan, survey = without(scan, survey, standing)
     pattern, references, notes = _pattern(scan, survey, references, memory, pieces)
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
     exposure = _log_exposure(scan)
     conditions = _conditions(
-        scan, model, survey, pattern.detail, references, exposure, interval, partners
+        scan,
+        model,
+        survey,
+        pattern.detail,
+        references,
+        exposure,
+        interval,
+        partners,
+        standing,
     )
-    return Seen(survey, pattern, references, notes, exposure, conditions)
+    return Seen(survey, pattern, references, notes, exposure, conditions, standing)
+
+
+def _standing(scan: Scan, survey: Survey, pieces: Pieces) -> Standing | None:
+    """What of a sample that turns stands in all frames; looked for once, whoever asks."""
+    if not scan.turns:
+        return None
+
+    def make(_: int) -> Mapping[str, Array]:
+        light = survey_light(survey, scan.shape[1:])
+        found = find_standing(scan.projections, np.flatnonzero(survey.usable), survey.dark, light)
+        return {"standing": np.array([] if found is None else found.as_numbers())}
+
+    (made,) = pieces.each("standing", 1, make)
+    return Standing.of(made["standing"]) if len(made["standing"]) else None
 
 
 def _pattern(
@@ -217,6 +252,7 @@ def _conditions(
     exposure: NDArray[np.float64] | None,
     interval: int,
     partners: int,
+    standing: Standing | None,
 ) -> Conditions:
     """What the model sees of a frame."""
     photons = survey.photons * survey.factor**2
@@ -224,7 +260,10 @@ def _conditions(
         shared: tuple[Shared, ...] = ()
         if scan.corner_px is not None:
             shared = read_overlaps(scan.projections, survey, detail, scan.corner_px)
-        known = known_scan(survey, references, exposure, shared, scan.turns)
+        doubt = None
+        if standing is not None:
+            doubt = bin_mean(torch.from_numpy(standing.open(scan.shape[1:])), survey.factor).numpy()
+        known = known_scan(survey, references, exposure, shared, scan.turns, doubt)
         return stack_conditions(with_remembered(known, model.beams), model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 

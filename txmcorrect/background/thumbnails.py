@@ -20,14 +20,26 @@ class Thumbnails:
 
     Attributes
     ----------
-    shape : (n, h, w).
+    shape : (n, h, w). over : `(h, w)` that all frames are divided by, or None.
     """
 
-    def __init__(self, pieces: Pieces, kind: str, unit: int, shape: tuple[int, int, int]) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        pieces: Pieces,
+        kind: str,
+        unit: int,
+        shape: tuple[int, int, int],
+        over: Image | None = None,
+    ) -> None:
+        self.shape, self.over = shape, over
         self._pieces, self._kind, self._unit = pieces, kind, unit
         size = unit * shape[1] * shape[2] * 4
         self._piece = lru_cache(max(IN_MEMORY // size, 2))(self._read)
+
+    def divided(self, over: Image) -> Thumbnails:
+        """The same frames over `(h, w)`."""
+        assert self.over is None
+        return Thumbnails(self._pieces, self._kind, self._unit, self.shape, over)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -47,7 +59,7 @@ class Thumbnails:
 
     def _read(self, number: int) -> Image:
         found: Image = self._pieces.get(self._kind, number, ("small",))["small"]
-        return found
+        return found if self.over is None else found / self.over
 
 
 Small = Image | Thumbnails

@@ -81,7 +81,7 @@ def looks_at_overlaps(settings: MosaicSettings, scan: Scan) -> bool:
     """Whether the tiles are still to be corrected, by a model that looks at where they overlap."""
     if settings.flats == "median" or _is_corrected(settings, scan):
         return False
-    return condition_for(correction_of(settings), scan) == "stack"
+    return condition_for(correction_of(settings)) == "stack"
 
 
 def _is_corrected(settings: MosaicSettings, scan: Scan) -> bool:

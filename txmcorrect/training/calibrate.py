@@ -36,6 +36,7 @@ Table = dict[str, dict[str, float]]
 KINDS: dict[str, tuple[Kind, ...]] = {
     "passing": ("film",),
     "turning": ("tomo",),
+    "standing": ("tomo",),
     "overlapping": ("mosaic-sparse", "mosaic-dense"),
 }
 TAKEN: dict[str, tuple[References, bool]] = {
@@ -65,7 +66,14 @@ def calibrate(model: Model, scans: int) -> Calibration:
     doubt: Table = {situation: {} for situation in SITUATIONS}
     spread: Table = {situation: {} for situation in SITUATIONS}
     for situation, sort in product(SITUATIONS, REFERENCES):
-        found = [claims(plain, scan) for scan in _drawn(situation, sort, scans, model.spec.size)]
+        if (
+            situation == "standing" and sort != "none"
+        ):  # it is looked for where references are missing
+            continue
+        drawn = _drawn(situation, sort, scans, model.spec.size)
+        found = [c for scan in drawn if (c := claims(plain, scan, situation)) is not None]
+        if not found:
+            continue
         middle = np.clip(np.median(found, 0), LEAST, MOST).round(3)
         doubt[situation][sort], spread[situation][sort] = middle.tolist()
     return Calibration(doubt, spread)
@@ -77,11 +85,22 @@ def _drawn(situation: str, sort: str, scans: int, size: int) -> Iterator[Simulat
         yield from scans_like_those_of_training(kind, references, bank, scans, 4 * size)
 
 
-def claims(model: Model, scan: SimulatedScan) -> tuple[float, float]:
-    """By how much fit and network are further off than they claim, over some frames of a scan."""
+def claims(model: Model, scan: SimulatedScan, situation: str) -> tuple[float, float] | None:
+    """By how much fit and network are further off than they claim, over some frames of a scan; None if it is
+    not in that `situation` after all: nothing was found that stands.
+    """
+    standing = situation == "standing"
     problem = problem_of(scan)
     references = references_of(problem, model.spec.size)
-    seen = look_at(as_scan(problem), model, references=references, dark=problem.dark)
+    seen = look_at(
+        as_scan(problem),
+        model,
+        references=references,
+        dark=problem.dark,
+        round_sample=standing,
+    )
+    if standing and seen.standing is None:
+        return None
     usable = np.flatnonzero(seen.survey.usable)
     targets = usable[np.linspace(0, len(usable) - 1, TARGETS).astype(int)]
     conditions, factor = seen.conditions, seen.survey.factor

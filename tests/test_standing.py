@@ -1,0 +1,132 @@
+"""A capillary that stands in all frames is told from the beam by its edges, and by nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.detail import survey_light
+from txmcorrect.background.estimate import Draw
+from txmcorrect.background.methods import as_estimate, as_scan, references_of
+from txmcorrect.background.pipeline import estimate_background, look_at
+from txmcorrect.background.standing import Standing, Without, find_standing
+from txmcorrect.background.survey import survey_scan
+from txmcorrect.judge.scenes import Setting, problem_of, simulated_scene
+from txmcorrect.scan import ArrayFrames
+from txmcorrect.simulate import simulate_scan
+from txmcorrect.weights import load_model
+
+SETTING = Setting("tomo", counts=20000.0, references="none", shape=(128, 128))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return simulated_scene(SETTING, 77104)
+
+
+def lowest(scene):
+    """The shadow `(w,)` that all frames share: of the capillary."""
+    return np.log(scene.truth.transmission).max(0).mean(0)
+
+
+def found_in(problem, frames=None):
+    frames = problem.frames if frames is None else frames
+    return find_standing(ArrayFrames(frames), np.arange(len(frames)), problem.dark, problem.lit)
+
+
+def apart(shadow, true):
+    """Rms difference of two profiles, whatever their level."""
+    return float((shadow.mean(0) - true).std())
+
+
+def test_a_capillary_is_found_with_its_depth(scene):
+    found, true = found_in(scene.problem), lowest(scene)
+    assert abs(found.centre - 63.5) < 0.3
+    assert apart(found.shadow(SETTING.shape), true) < 0.25 * true.std()
+
+
+def test_a_capillary_may_lean_but_not_swing(scene):
+    problem, rows = scene.problem, np.arange(128) - 63.5
+
+    def moved(frame, by):
+        x = np.arange(128)
+        return np.stack([np.interp(x - dx, x, row) for row, dx in zip(frame, by, strict=True)])
+
+    sample = scene.truth.transmission
+    background = np.exp(scene.truth.log_background)
+    leaning = background * np.stack([moved(t, 0.05 * rows) for t in sample]) + problem.dark
+    assert abs(found_in(problem, leaning.astype(np.float32)).tilt - 0.05) < 0.01
+    sine = 3 * np.sin(np.linspace(0, np.pi, len(sample)))
+    swinging = background * np.stack(
+        [moved(t, np.full(128, by)) for t, by in zip(sample, sine, strict=True)]
+    )
+    assert found_in(problem, (swinging + problem.dark).astype(np.float32)) is None
+
+
+def test_nothing_is_found_where_nothing_stands(scene):
+    problem = scene.problem
+    light = np.exp(scene.truth.log_background)
+    assert found_in(problem, light + problem.dark) is None
+    grains = scene.truth.transmission / np.exp(lowest(scene))
+    assert found_in(problem, light * grains + problem.dark) is None
+    edge = np.where(np.arange(128) < 40, 0.8, 1.0).astype(np.float32)  # of one side alone
+    assert found_in(problem, light * edge + problem.dark) is None
+    narrow = replace(problem, lit=problem.lit & (np.arange(128) < 20))
+    assert found_in(narrow) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["film", "mosaic-sparse"])
+def test_other_samples_are_no_capillary(kind, seed):
+    problem = problem_of(simulate_scan(kind, "medium", 20000, (128, 128), seed, "benchmark"))
+    assert found_in(problem) is None
+
+
+def test_what_was_found_can_be_kept_and_taken_out(scene):
+    found = Standing(60.0, 0.01, 1.0, (40.0, 36.0), (-0.4, 0.2), (0.02, 0.0, -0.01, 0.005))
+    assert Standing.of(np.array(found.as_numbers())) == found
+    doubt = found.open(SETTING.shape)
+    assert doubt.shape == (2, *SETTING.shape)
+    drawn = np.random.default_rng(0).standard_normal((4000, 2)) @ doubt[:, 64, 60]
+    assert drawn.std() == pytest.approx(
+        np.hypot(0.02 - 0.01, 0.005), rel=0.05
+    )  # chords are 1 at the axis
+    transmission = np.exp(found.shadow(SETTING.shape))
+    dark = np.full(SETTING.shape, 100, np.float32)
+    light = np.full((3, *SETTING.shape), 1000, np.float32)
+    frames = ArrayFrames((light * transmission + dark).astype(np.float32))
+    assert np.abs(Without(frames, dark, transmission).read(1, 3) - light[1:] - dark).max() < 0.01
+    assert "column 60.0, radius 40.0 px" in str(found)
+    assert "by 18.1 %" in str(found)
+
+
+def test_a_pipeline_keeps_the_capillary_and_says_so(scene):
+    model, draw = load_model("bundled", "stack"), Draw(samples=1, steps=1)
+    problem, lit = scene.problem, scene.problem.lit
+    scan = as_scan(problem)
+    background = estimate_background(scan, model, draw, dark=problem.dark)
+    estimate = as_estimate(background, model, draw)
+    error = (estimate.log_background - scene.truth.log_background).mean(0)
+    across = np.where(lit, error - error[lit].mean(), 0).mean(0)
+    assert across.std() < 0.3 * lowest(scene).std()
+    assert "upright cylinder" in str(background.verdict())
+    blind = look_at(scan, model, dark=problem.dark, round_sample=False)
+    seen = look_at(scan, model, dark=problem.dark)
+    assert blind.standing is None and seen.standing is not None
+    raw = survey_scan(scan, problem.dark, 64, 2**30, lambda done, total: None)
+    over = np.exp(seen.standing.shadow(SETTING.shape))
+    small = bin_mean(torch.from_numpy(over[None]), raw.factor)[0].numpy()
+    assert np.allclose(seen.survey.small[3] * small, raw.small[3], rtol=1e-5)
+    assert survey_light(seen.survey, SETTING.shape).any()
+
+
+def test_with_references_nothing_is_looked_for():
+    scan = simulate_scan("tomo", "medium", 20000, (128, 128), 3, "benchmark", "stale", bank=0)
+    problem = problem_of(scan)
+    references = references_of(problem, 64)
+    seen = look_at(
+        as_scan(problem), load_model("bundled", "stack"), references=references, dark=problem.dark
+    )
+    assert seen.standing is None
