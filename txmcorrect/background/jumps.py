@@ -19,8 +19,9 @@ Array = NDArray[Any]
 JUMP_EVIDENCE = 40.0  # chi squared beyond twice the number of modes
 LEAST_JUMP = 0.02  # rms, natural log
 # While a fit may only follow straight lines, fast drifts look like jumps of up to 3 %, but of no more;
-# what is larger needs no more than twice the number of modes.
+# what is larger needs no more than twice the number of modes, and more than what bends.
 LEAST_STIFF_JUMP = 0.04
+BENDS = (2, 3)  # half periods
 JUMP_SIZE = 5.0  # of a mode, over what is expected of drifts
 LEAST_POWER = 0.1  # of a step that no course can follow
 MEDIAN_VARIANCE = 1.57  # of a median over that of a mean
@@ -59,8 +60,16 @@ class Smeared:
 
     def change(self, jump: int) -> tuple[Array, float]:
         """Change `(k,)` at a jump that no course can follow, and its evidence."""
-        step = np.where(np.arange(len(self.score)) >= jump, 1.0, 0.0)
-        step = step - self.basis @ (self.basis.T @ step)
+        return self._other(np.where(np.arange(len(self.score)) >= jump, 1.0, 0.0))
+
+    def bend(self) -> float:
+        """Evidence of the cosine that would explain most of what no course can follow."""
+        time = np.linspace(0, 1, len(self.score))
+        return max(self._other(np.cos(np.pi * k * time))[1] for k in BENDS)
+
+    def _other(self, course: Array) -> tuple[Array, float]:
+        """Change `(k,)` with another course `(n,)`, and its evidence."""
+        step = course - self.basis @ (self.basis.T @ course)
         power = float(step @ step)
         if power < LEAST_POWER:
             return np.zeros(self.score.shape[1]), 0.0
@@ -88,7 +97,9 @@ def find_jump(
     """
     n = len(own)
     usual = 1.4826 * np.median(np.abs(own - np.median(own, 0)), 0) + 1e-6
-    enough = 2 * len(images) + (0.0 if stiff else JUMP_EVIDENCE)
+    enough = 2 * len(images) + JUMP_EVIDENCE
+    if stiff:
+        enough = max(2 * len(images), smeared.bend())
     least = LEAST_STIFF_JUMP if stiff else LEAST_JUMP
     best: tuple[float, int, Array] | None = None
     taken = (0, *known, n)
