@@ -36,6 +36,7 @@ ROUGH = 2  # the coarsest whose size is measured
 SLOPE = 2.0  # amplitudes of a beam's cosines fall with this power of their number
 SEARCHED, COLUMNS = 256, 512  # places that edges are looked for at; columns of a profile, about
 LEAST_RADIUS, EDGE = 0.04, 3.0  # of the width; pixels to the border
+WALL = 0.1  # of a column of the profile: radii that lie nearer say nothing of each other
 AXIS = (0.3, 0.7)  # of the width, where it may stand
 LEVEL = 3.0  # natural log: deviation of the mean, which says nothing
 LEAST_NOISE = 1e-4  # natural log
@@ -238,21 +239,22 @@ class _View:
         best = least_squares(
             misfit,
             [*start, np.log(self.bin)],
-            bounds=([-np.inf] * 3 + [least], [np.inf] * 3 + [most]),
+            bounds=([0, 1, 1, least], [self.width] * 3 + [most]),
             diff_step=np.full(4, STEP),
         )
         left, shade = self._left(best.x)
-        centre, *radii, blur = best.x.tolist()
+        centre, outer, inner, blur = best.x.tolist()
+        apart = LEAST_RADIUS * self.width < inner < outer - WALL * self.bin
+        if not apart or outer + EDGE > min(centre, self.width - centre):
+            return None
         atoms = self._atoms(centre, best.x[1:3], blur := float(np.exp(blur)))
         doubt = np.linalg.cholesky(np.linalg.inv(atoms.T @ atoms)).ravel().tolist()
-        shapes = tuple(radii), tuple(shade.tolist()), tuple(doubt)
+        shapes = (outer, inner), tuple(shade.tolist()), tuple(doubt)
         found = Standing(centre, self.tilt, blur, *shapes)
         alike, gain = self._sides(found)
-        inside = LEAST_RADIUS * self.width < radii[1] < radii[0]
-        inside &= EDGE < centre - radii[0] and centre + radii[0] < self.width - EDGE
         certain = min(gain) > max(LEAST_GAIN, MISFIT * float(left @ left))
         certain &= all(ALIKE[0] < side < ALIKE[1] for side in alike)
-        return found if certain and inside and _absorbs(found) else None
+        return found if certain and _absorbs(found) else None
 
     def moved(self, found: Standing) -> float:
         """Where the axis of known cylinders stands, in columns."""

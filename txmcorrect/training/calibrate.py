@@ -66,10 +66,8 @@ def calibrate(model: Model, scans: int) -> Calibration:
     doubt: Table = {situation: {} for situation in SITUATIONS}
     spread: Table = {situation: {} for situation in SITUATIONS}
     for situation, sort in product(SITUATIONS, REFERENCES):
-        if (
-            situation == "standing" and sort != "none"
-        ):  # it is looked for where references are missing
-            continue
+        if situation == "standing" and sort != "none":
+            continue  # what stands is looked for where references are missing
         drawn = _drawn(situation, sort, scans, model.spec.size)
         found = [c for scan in drawn if (c := claims(plain, scan, situation)) is not None]
         if not found:
