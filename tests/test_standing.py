@@ -65,6 +65,16 @@ def test_a_capillary_may_lean_but_not_swing(scene):
     assert found_in(problem, (swinging + problem.dark).astype(np.float32)) is None
 
 
+def test_a_pillar_is_one_cylinder(scene):
+    across = np.clip(1 - ((np.arange(128) - 60) / 35) ** 2, 0, None) ** 0.5
+    light = np.exp(scene.truth.log_background - np.float32(0.3) * across.astype(np.float32))
+    found = found_in(scene.problem, light + scene.problem.dark)
+    assert len(found.radii) == 1
+    assert found.radii[0] == pytest.approx(35, abs=0.5)
+    assert found.shade[0] == pytest.approx(-0.3, abs=0.03)
+    assert Standing.of(np.array(found.as_numbers())) == found
+
+
 def test_nothing_is_found_where_nothing_stands(scene):
     problem = scene.problem
     light = np.exp(scene.truth.log_background)

@@ -45,6 +45,7 @@ LIT_ROW, LIT_COLUMN = 0.8, 0.9  # of the best row; of these rows
 BANDS, BAND_ROWS = 32, 16  # bands of rows that are looked at, and about how many rows of each
 LEAST_TILT = 0.2  # of a column as searched, from the middle of one half to that of the other
 LEAST_GAIN = 50.0  # chi squared that either side adds: far beyond what beams reach by chance
+PAIR = 12.0  # chi squared that a second cylinder has to add
 MISFIT = 0.1  # of the chi squared of what is left: other shapes gain no more
 STEP = 1e-3  # relative, of numerical derivatives
 BLUR = (0.1, 8.0)  # columns over which edges may be smeared
@@ -79,13 +80,16 @@ class Standing:
 
     def as_numbers(self) -> list[float]:
         """All of it, for `of`."""
-        return [self.centre, self.tilt, self.blur, *self.radii, *self.shade, *self.doubt]
+        shapes = *self.radii, *self.shade, *self.doubt
+        return [len(self.radii), self.centre, self.tilt, self.blur, *shapes]
 
     @staticmethod
     def of(numbers: Array) -> Standing:
         """What `as_numbers` gave."""
-        centre, tilt, blur, *rest = map(float, numbers)
-        return Standing(centre, tilt, blur, tuple(rest[:2]), tuple(rest[2:4]), tuple(rest[4:]))
+        k, centre, tilt, blur, *rest = map(float, numbers)
+        radii, shade, doubt = np.split(rest, [int(k), 2 * int(k)])
+        shapes = tuple(radii.tolist()), tuple(shade.tolist()), tuple(doubt.tolist())
+        return Standing(centre, tilt, blur, *shapes)
 
     def shadow(self, shape: tuple[int, int]) -> Image:
         """Natural log of its transmission, `(h, w)`."""
@@ -227,34 +231,41 @@ class _View:
         self.seen = self.white @ self.profile
 
     def fit(self) -> Standing | None:
-        """One cylinder in another, if their edges are beyond doubt."""
+        """One cylinder, or one in another if that says much more, if their edges are beyond doubt."""
         start = self._search()
         if start is None:
             return None
-        least, most = (np.log(self.bin * blur) for blur in BLUR)
-
-        def misfit(place: Array) -> Array:
-            return self._left(place)[0]
-
-        best = least_squares(
-            misfit,
-            [*start, np.log(self.bin)],
-            bounds=([0, 1, 1, least], [self.width] * 3 + [most]),
-            diff_step=np.full(4, STEP),
-        )
-        left, shade = self._left(best.x)
-        centre, outer, inner, blur = best.x.tolist()
-        apart = LEAST_RADIUS * self.width < inner < outer - WALL * self.bin
-        if not apart or outer + EDGE > min(centre, self.width - centre):
+        pair = self._nearest(start)
+        alone = self._nearest(start[:2])
+        place = alone if _squares(self._left(alone)) < _squares(self._left(pair)) + PAIR else pair
+        left, shade = self._left(place)
+        centre, *radii, blur = place.tolist()
+        walls = -np.diff([*radii, LEAST_RADIUS * self.width])
+        if (walls < WALL * self.bin).any() or radii[0] + EDGE > min(centre, self.width - centre):
             return None
-        atoms = self._atoms(centre, best.x[1:3], blur := float(np.exp(blur)))
+        atoms = self._atoms(centre, place[1:-1], blur := float(np.exp(blur)))
         doubt = np.linalg.cholesky(np.linalg.inv(atoms.T @ atoms)).ravel().tolist()
-        shapes = (outer, inner), tuple(shade.tolist()), tuple(doubt)
-        found = Standing(centre, self.tilt, blur, *shapes)
+        found = Standing(centre, self.tilt, blur, tuple(radii), tuple(shade.tolist()), tuple(doubt))
         alike, gain = self._sides(found)
         certain = min(gain) > max(LEAST_GAIN, MISFIT * float(left @ left))
         certain &= all(ALIKE[0] < side < ALIKE[1] for side in alike)
         return found if certain and _absorbs(found) else None
+
+    def _nearest(self, start: list[float]) -> Array:
+        """`(centre, *radii, log of blur)` that leave least, from `(centre, *radii)`."""
+        least, most = (np.log(self.bin * blur) for blur in BLUR)
+        count = len(start) - 1
+
+        def misfit(place: Array) -> Array:
+            return self._left(place)[0]
+
+        found = least_squares(
+            misfit,
+            [*start, np.log(self.bin)],
+            bounds=([0, *[1] * count, least], [*[self.width] * (count + 1), most]),
+            diff_step=np.full(count + 2, STEP),
+        )
+        return np.asarray(found.x)
 
     def moved(self, found: Standing) -> float:
         """Where the axis of known cylinders stands, in columns."""
@@ -271,9 +282,9 @@ class _View:
 
     def _left(self, place: Array) -> tuple[Array, Array]:
         """What is left of the profile, whitened, and the shade of each cylinder, of those at
-        `(centre, radius, radius, log of blur)`.
+        `(centre, *radii, log of blur)`.
         """
-        atoms = self._atoms(place[0], place[1:3], float(np.exp(place[3])))
+        atoms = self._atoms(place[0], place[1:-1], float(np.exp(place[-1])))
         shade = np.linalg.lstsq(atoms, self.seen, rcond=None)[0]
         return self.seen - atoms @ shade, shade
 
@@ -315,6 +326,11 @@ class _View:
             if gain[k] > best:
                 best, place = float(gain[k]), [centre, inside[two[k]], inside[one[k]]]
         return place
+
+
+def _squares(fit: tuple[Array, Array]) -> float:
+    """Chi squared of what a fit leaves."""
+    return float(fit[0] @ fit[0])
 
 
 def _absorbs(found: Standing) -> bool:
