@@ -1,5 +1,7 @@
 """The robust fit of a scan's drift: known modes under samples, jumps, sizes, and what it doubts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -202,6 +204,21 @@ def test_a_base_is_there_for_frames_that_cannot_be_used_and_scans_too_long_to_fi
     fields = find_base(known).fields(np.arange(len(logs)))
     assert fields.shape == logs.shape and np.isfinite(fields).all()
     assert shape_rms((fields - change)[1:]) < 0.005
+
+
+def test_what_stands_near_the_axis_in_most_frames_is_no_background():
+    rng = np.random.default_rng(7)
+    logs = 8 + 0.003 * rng.standard_normal((20, *SHAPE))
+    near = np.hypot(*(np.indices(SHAPE) - np.array([16, 20])[:, None, None])) < 4
+    logs[:13, near] -= 0.2
+    known = Known(np.exp(logs).astype(np.float32), np.ones(20, bool), None, 1.0)
+    off, kept = (
+        (find_base(replace(known, turning=turns)).fields(np.arange(20)).mean(0) - 8)
+        for turns in (False, True)
+    )
+    assert (off[near] - off[~near].mean()).mean() < -0.1
+    assert abs((kept[near] - kept[~near].mean()).mean()) < 0.02
+    assert abs(kept[~near].std()) < 0.01
 
 
 def test_components_are_as_large_as_the_bank_spreads():

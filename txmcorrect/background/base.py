@@ -49,6 +49,7 @@ LEAST_LIGHT = 0.03  # of the bright end; darker cells are not fitted
 FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
 BROAD = np.float32(0.03)  # natural log: the drift that a single reference is expected to have seen
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
+PASSED, CERTAIN = 0.75, 3.0  # quantile of frames; robust deviations of cells
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
 
@@ -141,10 +142,27 @@ def find_base(known: Known) -> Base:
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
     mistakable = known.turning and kind != "none" and not fit.told
     base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps, mistakable)
+    if known.turning and kind == "none":
+        bright = _passed(own - reference - fit.change, lit)
+        base = replace(base, reference=reference + bright)
     level = gain
     if not known.absolute:
         level = gain + _levels(base, logs, exposure is not None)
     return replace(base, level=level)
+
+
+def _passed(left: Image, lit: NDArray[np.bool_]) -> Image:
+    """How much brighter cells `(h, w)` are where a sample that turns has passed than in the middle of frames.
+
+    Near the axis it stands in most frames, so that their middle shows it. `left` `(n, h, w)`: frames over
+    the background so far; noise alone makes all cells alike in this.
+    """
+    above = np.quantile(left, PASSED, axis=0).astype(np.float32)
+    if not lit.any():
+        return np.zeros_like(above)
+    above -= np.median(above[lit])
+    usual = np.float32(1.4826) * np.median(np.abs(above[lit]))
+    return np.where(lit & (above > CERTAIN * usual), above, np.float32(0))
 
 
 def usual_light(known: Known) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
