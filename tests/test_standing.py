@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from txmcorrect.api import correct_array
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.detail import survey_light
 from txmcorrect.background.estimate import Draw
@@ -130,6 +131,16 @@ def test_a_pipeline_keeps_the_capillary_and_says_so(scene):
     small = bin_mean(torch.from_numpy(over[None]), raw.factor)[0].numpy()
     assert np.allclose(seen.survey.small[3] * small, raw.small[3], rtol=1e-5)
     assert survey_light(seen.survey, SETTING.shape).any()
+
+
+def test_arrays_in_memory_are_corrected_alike(scene):
+    problem = scene.problem
+    transmission, background = correct_array(problem.frames, problem.dark, theta=problem.theta)
+    assert "upright cylinder" in background.standing
+    inside = transmission[:, :, 50:78][:, problem.lit[:, 50:78]]
+    beside = transmission[:, :, 3:12][:, problem.lit[:, 3:12]]
+    true = np.exp(lowest(scene))[50:78].mean()
+    assert np.median(inside) / np.median(beside) == pytest.approx(true, abs=0.03)
 
 
 def test_with_references_nothing_is_looked_for():

@@ -32,24 +32,28 @@ def estimate_array(
     every: int | None = None,
     settle: int = 15,
     current_ma: NDArray[Any] | None = None,
+    theta: NDArray[Any] | None = None,
 ) -> Background:
     """Generate the background of a stack in memory.
 
     Parameters
     ----------
     frames : `(n, h, w)` raw counts, n at least 2. dark : `(h, w)` counts, or None for zero.
-    model : see `load_model`; the bundled pair model by default. draw : how samples are drawn.
-    interval, every, settle : see `CorrectSettings`. current_ma : `(n,)` ring current, where known.
+    model : see `load_model`; the bundled stack model by default. draw : how samples are drawn.
+    interval, every, settle : see `CorrectSettings`. current_ma : `(n,)` ring current, theta : `(n,)` angles in
+    radians, where known.
 
     Raises
     ------
     FlatFieldError : fewer than two usable frames.
     """
-    current = None if current_ma is None else np.asarray(current_ma, np.float64)
-    scan = Scan(Path("array"), "array", ArrayFrames(frames), current_ma=current)
+    current, angles = (
+        None if x is None else np.asarray(x, np.float64) for x in (current_ma, theta)
+    )
+    scan = Scan(Path("array"), "array", ArrayFrames(frames), theta=angles, current_ma=current)
     return estimate_background(
         scan,
-        model or load_model("bundled", "pair"),
+        model or load_model("bundled", "stack"),
         draw or Draw(),
         dark=None if dark is None else np.asarray(dark, np.float32),
         interval=interval,
