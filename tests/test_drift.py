@@ -48,6 +48,18 @@ def drifting(rng, count=14, noise=0.003):
     return modes, change, (change + particles(rng, count) + grain).astype(np.float32)
 
 
+def jumped(at, jump, *stacks):
+    """Let stacks jump before a frame, in place."""
+    for stack in stacks:
+        stack[at:] += jump
+
+
+def that_bend_and_jump(modes):
+    """Groups of modes: known ones, cosines that bend, and cosines that only jump."""
+    broad, few = (np.float32(0.03) * cosines(SHAPE, orders) for orders in (8, 5))
+    return [Group(modes, SLOW), Group(broad, DRIFTING), Group(few, ABRUPT, most=20.0)]
+
+
 def shape_rms(error):
     return float((error - error.mean((1, 2), keepdims=True)).std())
 
@@ -87,8 +99,7 @@ def test_a_jump_is_found_and_not_smeared():
     rng = np.random.default_rng(5)
     modes, change, logs = drifting(rng)
     jump = np.tensordot(np.array([1.5, -1.0, 1.0, 0.5]), modes, 1).astype(np.float32)
-    logs[6:] += jump
-    change[6:] += jump
+    jumped(6, jump, logs, change)
     fit = fit_drift(logs, LIT, [Group(modes, SLOW)])
     assert fit.jumps == (6,)
     assert shape_rms(fit.change - change) < 0.004
@@ -99,16 +110,8 @@ def test_a_large_jump_near_the_end_is_not_followed_by_what_bends(seed):
     """Three frames after a jump are enough, though cosines could follow them."""
     rng = np.random.default_rng(seed)
     modes, change, logs = drifting(rng)
-    jump = smooth(rng, 1, 8.0, 0.15)[0]
-    logs[11:] += jump
-    change[11:] += jump
-    few = 0.03 * cosines(SHAPE, 5)
-    groups = [
-        Group(modes, SLOW),
-        Group(0.03 * cosines(SHAPE, 8), DRIFTING),
-        Group(few, ABRUPT, most=20.0),
-    ]
-    fit = fit_drift(logs, LIT, groups)
+    jumped(11, smooth(rng, 1, 8.0, 0.15)[0], logs, change)
+    fit = fit_drift(logs, LIT, that_bend_and_jump(modes))
     assert fit.jumps == (11,)
     assert shape_rms(fit.change - change) < 0.02
 
@@ -119,9 +122,8 @@ def test_a_fast_drift_is_no_jump(seed):
     modes, _, logs = drifting(rng)
     time = np.linspace(-1, 1, len(logs))[:, None, None]
     fast = smooth(rng, 1, 8.0, 0.075)[0] * time + smooth(rng, 1, 8.0, 0.03)[0] * time**2
-    groups = [Group(modes, SLOW), Group(0.03 * cosines(SHAPE, 8), DRIFTING)]
-    groups.append(Group(0.03 * cosines(SHAPE, 5), ABRUPT, most=20.0))
-    assert fit_drift((logs + fast).astype(np.float32), LIT, groups).jumps == ()
+    drifted = (logs + fast).astype(np.float32)
+    assert fit_drift(drifted, LIT, that_bend_and_jump(modes)).jumps == ()
 
 
 def test_what_the_frames_do_not_show_is_taken_for_small():

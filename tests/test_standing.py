@@ -101,9 +101,8 @@ def test_what_was_found_can_be_kept_and_taken_out(scene):
     doubt = found.open(SETTING.shape)
     assert doubt.shape == (2, *SETTING.shape)
     drawn = np.random.default_rng(0).standard_normal((4000, 2)) @ doubt[:, 64, 60]
-    assert drawn.std() == pytest.approx(
-        np.hypot(0.02 - 0.01, 0.005), rel=0.05
-    )  # chords are 1 at the axis
+    # At the axis, where both chords are 1.
+    assert drawn.std() == pytest.approx(np.hypot(0.02 - 0.01, 0.005), rel=0.05)
     transmission = np.exp(found.shadow(SETTING.shape))
     dark = np.full(SETTING.shape, 100, np.float32)
     light = np.full((3, *SETTING.shape), 1000, np.float32)

@@ -176,8 +176,9 @@ def look_at(
     survey = survey_scan(
         scan, dark, model.spec.size, memory, lambda d, t: report("looking", d, t), pieces
     )
-    found = round_sample and not references
-    standing = _standing(scan, survey, pieces) if found else None
+    standing = None
+    if round_sample and scan.turns and not references:
+        standing = _standing(scan, survey, pieces)
     if standing is not None:
         log.info("%s", standing)
         scan, survey = without(scan, survey, standing)
@@ -201,8 +202,6 @@ def look_at(
 
 def _standing(scan: Scan, survey: Survey, pieces: Pieces) -> Standing | None:
     """What of a sample that turns stands in all frames; looked for once, whoever asks."""
-    if not scan.turns:
-        return None
 
     def make(_: int) -> Mapping[str, Array]:
         light = survey_light(survey, scan.shape[1:])
