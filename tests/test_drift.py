@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, shift
 
 from txmcorrect.background.base import FRESH, find_base
 from txmcorrect.background.drift import (
@@ -13,6 +13,7 @@ from txmcorrect.background.drift import (
     MOVING,
     SLOW,
     STEADY,
+    STRAIGHT,
     Group,
     _find_size,
     courses,
@@ -103,6 +104,26 @@ def test_a_jump_is_found_and_not_smeared():
     fit = fit_drift(logs, LIT, [Group(modes, SLOW)])
     assert fit.jumps == (6,)
     assert shape_rms(fit.change - change) < 0.004
+
+
+def test_moves_of_the_beam_as_it_is_follow_where_those_of_the_reference_do_not():
+    """Illumination that moved by as much as it is wide: slopes of the reference say little of it now."""
+    rng = np.random.default_rng(7)
+    wide = gaussian_filter(rng.standard_normal((SHAPE[0] + 16, SHAPE[1] + 16)), 2.0)
+    wide *= 0.05 / wide.std()
+    logs = np.stack([shift(wide, (0, 2 + 0.15 * t))[8:-8, 8:-8] for t in range(14)])
+    logs = (logs - logs.mean((1, 2), keepdims=True)).astype(np.float32)
+    reference = (wide[8:-8, 8:-8] - wide[8:-8, 8:-8].mean()).astype(np.float32)
+    seen = logs - reference + particles(rng, 14)
+
+    def error(more=None):
+        broad = Group(np.float32(0.03) * cosines(SHAPE, 8), DRIFTING)
+        near = Group(moved(reference), DRIFTING)
+        fit = fit_drift(seen.astype(np.float32), LIT, [broad, near], more=more)
+        assert len(fit.groups) == 2 + (more is not None)
+        return shape_rms(fit.change + reference - logs)
+
+    assert error(lambda change: Group(moved(reference + change), STRAIGHT)) < 0.85 * error()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from txmcorrect.api import correct_array
+from txmcorrect.background import fixed
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.detail import survey_light
 from txmcorrect.background.estimate import Draw
@@ -122,7 +123,7 @@ def test_a_pipeline_keeps_the_capillary_and_says_so(scene):
     across = np.where(lit, error - error[lit].mean(), 0).mean(0)
     assert across.std() < 0.3 * lowest(scene).std()
     assert "upright cylinder" in str(background.verdict())
-    blind = look_at(scan, model, dark=problem.dark, round_sample=False)
+    blind = look_at(replace(scan, theta=None), model, dark=problem.dark)  # a film
     seen = look_at(scan, model, dark=problem.dark)
     assert blind.standing is None and seen.standing is not None
     raw = survey_scan(scan, problem.dark, 64, 2**30, lambda done, total: None)
@@ -142,11 +143,55 @@ def test_arrays_in_memory_are_corrected_alike(scene):
     assert np.median(inside) / np.median(beside) == pytest.approx(true, abs=0.03)
 
 
-def test_with_references_nothing_is_looked_for():
-    scan = simulate_scan("tomo", "medium", 20000, (128, 128), 3, "benchmark", "stale", bank=0)
-    problem = problem_of(scan)
-    references = references_of(problem, 64)
-    seen = look_at(
-        as_scan(problem), load_model("bundled", "stack"), references=references, dark=problem.dark
+def with_references(kind):
+    scene = simulated_scene(replace(SETTING, references=kind), 77104)
+    return scene, references_of(scene.problem, 64)
+
+
+@pytest.mark.parametrize("kind", ["stale", "fresh"])
+def test_one_reference_does_not_hide_what_stands(kind, monkeypatch):
+    """A capillary that the reference has not seen is sample, however dark: 7 % were lost without this."""
+    scene, references = with_references(kind)
+    problem, model = scene.problem, load_model("bundled", "stack")
+    background = np.exp(scene.truth.log_background.astype(np.float32))
+
+    def worst_profile():
+        seen = look_at(as_scan(problem), model, references=references, dark=problem.dark)
+        fields = seen.conditions.base.fields(np.arange(len(problem.frames)))
+        truth = bin_mean(torch.from_numpy(background), seen.survey.factor)
+        error = fields - np.log(np.maximum(truth.numpy(), 1e-3))
+        lit = bin_mean(torch.from_numpy(problem.lit[None].astype(np.float32)), seen.survey.factor)
+        inside = lit[0].numpy() > 0.99
+        return seen, shape_rms(error[:, inside])
+
+    seen, error = worst_profile()
+    assert seen.standing is not None
+    assert error < 0.015
+    monkeypatch.setattr(fixed, "find_standing", lambda *given: None)
+    assert worst_profile()[1] > 2 * error
+
+
+def shape_rms(error):
+    return float((error - error.mean(1, keepdims=True)).std())
+
+
+def test_a_reference_of_another_pattern_is_not_compared_with():
+    scene, (reference,) = with_references("stale")
+    other = replace(
+        reference,
+        counts=np.ascontiguousarray(reference.counts[::-1, ::-1]),
+        flats=np.ascontiguousarray(reference.flats[:, ::-1, ::-1]),
     )
-    assert seen.standing is None
+    model, scan, dark = load_model("bundled", "stack"), as_scan(scene.problem), scene.problem.dark
+    given = look_at(scan, model, references=(other,), dark=dark)
+    assert given.references == () and "another fixed pattern" in given.notes[0]
+    without_any = look_at(scan, model, dark=dark)
+    assert given.standing == without_any.standing is not None
+    assert np.array_equal(given.pattern.detail, without_any.pattern.detail)
+
+
+@pytest.mark.parametrize("kind", ["before-after", "bank+stale"])
+def test_where_references_tell_how_the_beam_changed_nothing_is_looked_for(kind):
+    scene, references = with_references(kind)
+    model, dark = load_model("bundled", "stack"), scene.problem.dark
+    assert look_at(as_scan(scene.problem), model, references=references, dark=dark).standing is None

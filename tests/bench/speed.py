@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from txmcorrect.background import correction, estimate, pipeline
+from txmcorrect.background import correction, estimate, fixed, pipeline
 from txmcorrect.config import CorrectSettings
 from txmcorrect.formats.write import ResultWriter
 from txmcorrect.formats.write_slabs import GZIP, ROWS, SLAB, Slabs
@@ -112,7 +112,7 @@ def stages() -> Iterator[dict[str, float]]:
 
     with (
         timed(pipeline, "survey_scan", "survey"),
-        timed(pipeline, "fixed_pattern", "fixed pattern"),
+        timed(fixed, "fixed_pattern", "fixed pattern"),
         timed(pipeline, "_conditions", "fit of the drift"),
         timed(pipeline, "_key_fields", "key frames"),
         timed(pipeline, "amplitudes", "amplitudes"),

@@ -24,6 +24,7 @@ from txmcorrect.background.drift import (
     STRAIGHT,
     Fit,
     Group,
+    More,
     fit_drift,
 )
 from txmcorrect.background.gradients import fine
@@ -132,11 +133,17 @@ def find_base(known: Known) -> Base:
     # A single reference is so far off that where the sample ends is guesswork.
     told_apart = known.turning and kind in ("bank", "before-after")
 
-    def fit_with(groups: list[Group]) -> Fit:
-        fresh = [replace(group) for group in groups]  # sizes are found anew
-        return fit_drift(own - reference, lit, fresh, overlaps, time, told_apart)
+    def moves(change: Image) -> Group:
+        """Moves of the beam as it is, where it has moved too far from the reference for that one's slopes."""
+        return Group(
+            _moved(reference + change, reference, lit), MOVING if kind == "none" else STRAIGHT
+        )
 
-    fit = fit_with(groups + beyond)
+    def fit_with(groups: list[Group], more: More | None = None) -> Fit:
+        fresh = [replace(group) for group in groups]  # sizes are found anew
+        return fit_drift(own - reference, lit, fresh, overlaps, time, told_apart, more)
+
+    fit = fit_with(groups + beyond, None if kind == "before-after" else moves)
     if beyond and known.turning and not fit.told:  # broad parts of its sample would go into them
         fit = fit_with(groups)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)

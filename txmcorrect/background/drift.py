@@ -14,7 +14,7 @@ priors from the evidence, MacKay 1992, by moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -39,6 +39,7 @@ from txmcorrect.background.steps import Steps
 
 Image = NDArray[np.float32]
 Array = NDArray[Any]
+More = Callable[[Image], "Group"]  # of the mean change `(h, w)` over the reference
 
 ROUNDS, FREE_ROUNDS = 16, 5  # of reweighting; of these, with the sizes that were expected
 STIFF_ROUNDS = 6  # before, of straight courses alone
@@ -133,6 +134,7 @@ def fit_drift(
     overlaps: Sequence[Overlap] = (),
     time: Array | None = None,
     turning: bool = False,
+    more: More | None = None,
 ) -> Fit:
     """Fit the modes of `groups` to frames.
 
@@ -144,20 +146,21 @@ def fit_drift(
     the difference, so these are believed as they are.
     time : `(n,)` of each frame, 0 to 1; None: equally far apart.
     turning : the sample turns: it may stand in the same cells in all frames.
+    more : makes one more group once it is roughly known how the frames differ from the reference.
     """
     if time is None:
         time = np.linspace(0, 1, len(logs)) if len(logs) > 1 else np.zeros(1)
     given = [(g.size, g.course) for g in groups]
     fit = _Fitting(logs, lit, groups, overlaps, time, turning)
-    fit.run()
+    fit.run(more)
     if fit.lost:  # what it learnt from cells that only seemed empty would stay
         for group, (size, course) in zip(groups, given, strict=True):
             group.size, group.course = size, course
         fit = _Fitting(logs, lit, groups, overlaps, time, False)
-        fit.run()
-    jumps, told = tuple(sorted(fit.jumps)), fit.turning is not None
+        fit.run(more)
+    jumps, told = tuple(sorted(fit.jumps)), fit.turning
     found = fit.change(), fit.std(), fit.std(len(COURSE))
-    return Fit(*found, jumps, told, tuple(groups), fit.course, lit)
+    return Fit(*found, jumps, told, tuple(fit.groups), fit.course, lit)
 
 
 class _Fitting:
@@ -172,20 +175,25 @@ class _Fitting:
         time: Array,
         turning: bool,
     ) -> None:
-        self.shape, self.lit = logs.shape, lit
-        self.turning = logs if turning and lit.any() else None
+        self.logs, self.lit = logs, lit
+        self.turning = bool(turning and lit.any())
         self.lost = False
-        self.groups = groups
         self.overlaps = overlaps
-        self.seen_twice = [[o.modes(g.images) for g in groups] for o in overlaps]
-        self.steps = Steps(logs, lit, [g.images for g in groups])
         self.time = time
         self.course = courses(time)
         self.jumps: tuple[int, ...] = ()
         self.stiff = False
+        self.groups: list[Group] = []
+        self._add(groups)
+
+    def _add(self, groups: list[Group]) -> None:
+        """Let some more groups have a part, from nothing."""
         for group in groups:
             group.weights = np.zeros((len(group.images), len(group.course)))
             group.std = np.zeros_like(group.weights)
+        self.groups = [*self.groups, *groups]
+        self.seen_twice = [[o.modes(g.images) for g in self.groups] for o in self.overlaps]
+        self.steps = Steps(self.logs, self.lit, [g.images for g in self.groups])
 
     def add_jump(self, jump: int, change: Array) -> None:
         """Let groups jump there that may depart from the reference at once, not those that only bend;
@@ -213,7 +221,7 @@ class _Fitting:
             g for g in self.groups if not g.steady
         ]
 
-    def run(self) -> None:
+    def run(self, more: More | None) -> None:
         """Fit, look for jumps, fit again; stops where it is not known where a turning sample ends.
 
         Large jumps are looked for first, while weights may only follow straight lines: whatever bends
@@ -222,6 +230,8 @@ class _Fitting:
         self.stiff = True
         self.rounds(STIFF_ROUNDS, STIFF_ROUNDS)
         self._jump(STIFF_ROUNDS // 2)
+        if more is not None and not self.lost:
+            self._add([more(self.change().mean(0))])
         self.stiff = False
         if not self.jumps:  # from the start: what was learnt while stiff is of no use
             for group in self.groups:
@@ -253,7 +263,7 @@ class _Fitting:
 
     def _find_standing(self, late: bool) -> None:
         """Where a sample that turns stands; the fit is lost if that is not certain once it is good."""
-        if self.turning is not None and not self.steps.find_standing(self.turning - self.change()):
+        if self.turning and not self.steps.find_standing(self.logs - self.change()):
             self.lost = late
 
     def left(self) -> Image:
@@ -368,7 +378,7 @@ class _Fitting:
         overlaps of frames on both sides.
         """
         turn = self._jumpers()
-        n = self.shape[0]
+        n = len(self.logs)
         if not turn or n < 2 * LEAST_SIDE:
             return None
         left = self.left()
@@ -392,14 +402,14 @@ class _Fitting:
             yield overlap.at, one, two, left
 
     def change(self) -> Image:
-        total = np.zeros(self.shape, np.float32)
+        total = np.zeros(self.logs.shape, np.float32)
         for group in self.groups:
             total += np.tensordot(self._course_of(group), group.images, 1).astype(np.float32)
         return total
 
     def std(self, first: int = 0) -> Image:
         """Of the parts of courses from `first` on; modes and parts taken for independent."""
-        variance = np.zeros(self.shape, np.float32)
+        variance = np.zeros(self.logs.shape, np.float32)
         for group in self.groups:
             own = [k for k, part in enumerate(group.course) if part >= first]
             if not own:

@@ -42,13 +42,14 @@ class Conditions:
 
     `base`: what is known without the network, if anything is; network and base are then weighed by
     what they claim to know. `spread`: factor on the deviation of samples; it and the base's doubt were
-    measured after the training (`training.calibrate`). `notes`: doubts about all frames; `remembered`: as
-    in `Known`.
+    measured after the training (`training.calibrate`), for scans in that `situation`. `notes`: doubts about all
+    frames; `remembered`: as in `Known`.
     """
 
     looks: tuple[Look, ...]
     base: Base | None = None
     spread: float = 1.0
+    situation: str = ""
     notes: tuple[str, ...] = ()
     remembered: float = 0.0
 
@@ -106,8 +107,11 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
     `extra` of the model's specification holds its calibration, where it has one.
     """
     base = find_base(known)
-    tables = [(extra or {}).get(name, {}) for name in ("doubt", "spread")]
-    doubt, spread = (t.get(situation_of(known), {}).get(kind_of(known), 1.0) for t in tables)
+    situation = situation_of(known, base.fit.told)
+    doubt, spread = (
+        measured((extra or {}).get(name, {}), situation, kind_of(known))
+        for name in ("doubt", "spread")
+    )
 
     def look(targets: NDArray[np.intp]) -> tuple[torch.Tensor, ToLog]:
         cond, basis = stack_condition(make_stack(known, base, targets))
@@ -119,7 +123,17 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
         standing = standing - standing[:, base.lit].mean(1)[:, None, None]
     # The network knows nothing of either: it answers in units of what the fit itself may be off.
     claimed = replace(base, doubt=doubt, open=standing)
-    return Conditions((look,), claimed, spread, notes, known.remembered)
+    return Conditions((look,), claimed, spread, situation, notes, known.remembered)
+
+
+def measured(table: Mapping[str, Mapping[str, float]], situation: str, kind: str) -> float:
+    """A factor of a calibration, 1 where there is none. Old ones, and those on few scans, don't know of samples
+    that may cover all.
+    """
+    factor = table.get(situation, {}).get(kind)
+    if factor is None and situation == "covering":
+        return measured(table, "turning", kind)
+    return 1.0 if factor is None else factor
 
 
 def generate(

@@ -16,8 +16,9 @@ from txmcorrect.background.thumbnails import Small
 
 Image = NDArray[np.float32]
 COARSE = 4  # bin in which flats are compared
-# What the sample does, by what is known of it; of one that turns, what stands in all frames was found or not.
-SITUATIONS = ("passing", "turning", "standing", "overlapping")
+# What the sample does, by what is known of it; one that turns leaves cells free for certain, may cover all of
+# them, or had something that stood in all frames and was found.
+SITUATIONS = ("passing", "turning", "covering", "standing", "overlapping")
 ONE_MOMENT = 0.003  # flats whose shapes differ by less (rms log) were taken at one moment
 
 
@@ -60,7 +61,7 @@ class Known:
 def known_scan(
     survey: Survey,
     references: tuple[Reference, ...],
-    exposure: NDArray[np.float64] | None,
+    exposure: NDArray[np.float64] | None = None,
     overlaps: tuple[Shared, ...] = (),
     turning: bool = False,
     standing: Image | None = None,
@@ -142,10 +143,12 @@ def kind_of(known: Known) -> str:
     return ("none", "one", "before-after")[(known.before is not None) + (known.after is not None)]
 
 
-def situation_of(known: Known) -> str:
-    """Which of `SITUATIONS` a scan is in."""
+def situation_of(known: Known, told: bool) -> str:
+    """Which of `SITUATIONS` a scan is in; `told`: of a sample that turns, where it ends is known."""
     if known.overlaps:
         return "overlapping"
     if known.standing is not None:
         return "standing"
-    return "turning" if known.turning else "passing"
+    if known.turning:
+        return "turning" if told else "covering"
+    return "passing"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, spread_out
 from txmcorrect.background.course import Background
-from txmcorrect.background.detail import Pattern, fixed_pattern, survey_light
+from txmcorrect.background.detail import Pattern
 from txmcorrect.background.estimate import (
     BATCH,
     Conditions,
@@ -27,14 +27,14 @@ from txmcorrect.background.estimate import (
     pair_conditions,
     stack_conditions,
 )
+from txmcorrect.background.fixed import fixed_of
 from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
-from txmcorrect.background.mending import mended
 from txmcorrect.background.overlaps import Shared, read_overlaps
 from txmcorrect.background.remembered import with_remembered
 from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
-from txmcorrect.background.standing import Standing, find_standing, without
+from txmcorrect.background.standing import Standing, without
 from txmcorrect.background.survey import Survey, scan_dark, survey_scan
 from txmcorrect.scan import Array, Scan
 from txmcorrect.team import InMemory, Pieces
@@ -165,24 +165,19 @@ def look_at(
     memory: int = 2 * 1024**3,
     report: Report = silent,
     pieces: Pieces | None = None,
-    round_sample: bool = True,
 ) -> Seen:
-    """Everything before the network; parameters as of `estimate_background`.
-
-    `round_sample` : without references, look for a round sample that turns on the spot (`standing`).
-    """
+    """Everything before the network; parameters as of `estimate_background`."""
     pieces = pieces or InMemory()
     dark = scan_dark(scan) if dark is None else dark
     survey = survey_scan(
         scan, dark, model.spec.size, memory, lambda d, t: report("looking", d, t), pieces
     )
-    standing = None
-    if round_sample and scan.turns and not references:
-        standing = _standing(scan, survey, pieces)
+    fixed = fixed_of(scan, survey, references, memory, pieces)
+    pattern, standing, notes = fixed.pattern, fixed.standing, fixed.notes(references)
+    references = fixed.fitting(references, survey.factor)
     if standing is not None:
         log.info("%s", standing)
         scan, survey = without(scan, survey, standing)
-    pattern, references, notes = _pattern(scan, survey, references, memory, pieces)
     if not survey.dark_known:
         log.warning("no dark frames: zero counts are taken for no light")
     exposure = _log_exposure(scan)
@@ -198,48 +193,6 @@ def look_at(
         standing,
     )
     return Seen(survey, pattern, references, notes, exposure, conditions, standing)
-
-
-def _standing(scan: Scan, survey: Survey, pieces: Pieces) -> Standing | None:
-    """What of a sample that turns stands in all frames; looked for once, whoever asks."""
-
-    def make(_: int) -> Mapping[str, Array]:
-        light = survey_light(survey, scan.shape[1:])
-        found = find_standing(scan.projections, np.flatnonzero(survey.usable), survey.dark, light)
-        return {"standing": np.array([] if found is None else found.as_numbers())}
-
-    (made,) = pieces.each("standing", 1, make)
-    return Standing.of(made["standing"]) if len(made["standing"]) else None
-
-
-def _pattern(
-    scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int, pieces: Pieces
-) -> tuple[Pattern, tuple[Reference, ...], tuple[str, ...]]:
-    """The fixed pattern, the references that show it, and what was left out."""
-
-    def make(_: int) -> Mapping[str, Array]:
-        made = fixed_pattern(scan, survey, references, memory)
-        return {
-            "detail": made.detail,
-            "fit": made.fit,
-            "grain": np.array(made.grain),
-            "odd": made.odd,
-        }
-
-    (found,) = pieces.each("detail", 1, make)
-    fit = set(found["fit"].tolist())
-    notes = [
-        f"{reference.origin} shows another fixed pattern and was not used"
-        for i, reference in enumerate(references)
-        if i not in fit
-    ]
-    pattern = Pattern(found["detail"], found["fit"], float(found["grain"]), found["odd"])
-    chosen = tuple(
-        mended(reference, pattern.odd[pattern.odd[:, 0] == i, 1], survey.factor)
-        for i, reference in enumerate(references)
-        if i in fit
-    )
-    return pattern, chosen, tuple(notes)
 
 
 def _conditions(

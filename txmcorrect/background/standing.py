@@ -157,13 +157,19 @@ def _binned(rows: Array, size: int) -> Array:
 
 
 def find_standing(
-    frames: Frames, index: NDArray[np.intp], dark: Image, lit: NDArray[np.bool_]
+    frames: Frames,
+    index: NDArray[np.intp],
+    dark: Image,
+    lit: NDArray[np.bool_],
+    beam: Image | None = None,
 ) -> Standing | None:
     """Cylinders that stand in all frames beyond doubt, or None.
 
     Parameters
     ----------
     frames : raw. index : usable ones. dark : `(h, w)`. lit : `(h, w)` pixels that work and have light.
+    beam : `(h, w)` counts above dark of a reference, if there is one: what the beam has changed by since is
+    smoother than the beam.
     """
     h, w = lit.shape
     rows = np.flatnonzero(lit.mean(1) > LIT_ROW * lit.mean(1).max())
@@ -173,9 +179,10 @@ def find_standing(
     bands = [band[:: 1 + len(band) // BAND_ROWS] for band in np.array_split(rows, BANDS)]
     height = np.array([band.mean() - (h - 1) / 2 for band in bands])
     some = index[np.linspace(0, len(index) - 1, min(len(index), FRAMES)).round().astype(int)]
+    known = 0 if beam is None else np.log(np.maximum(beam, LEAST))
     seen = np.empty((len(some), BANDS, w))
     for view, i in zip(seen, some.tolist(), strict=True):
-        logs = np.log(np.maximum(frames.read(i, i + 1)[0] - dark, LEAST))
+        logs = np.log(np.maximum(frames.read(i, i + 1)[0] - dark, LEAST)) - known
         logs[~lit] = np.nan
         view[:] = [_median(logs[band], 0) for band in bands]
     usual = _median(seen, 0)
