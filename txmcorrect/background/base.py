@@ -41,6 +41,7 @@ from txmcorrect.background.modes import (
 )
 from txmcorrect.background.overlaps import find_overlaps
 from txmcorrect.background.scale import LEAST
+from txmcorrect.background.steps import empty_cells
 
 Image = NDArray[np.float32]
 
@@ -51,6 +52,8 @@ FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this muc
 BROAD = np.float32(0.03)  # natural log: the drift that a single reference is expected to have seen
 FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 PASSED, CERTAIN = 0.75, 3.0  # quantile of frames; robust deviations of cells
+UNCHANGED = 0.004  # natural log, rms: a reference that is off by less holds
+SIMPLER = 0.67  # of a change, by which a fit is believed that needs so much less of it
 ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
 
@@ -130,7 +133,6 @@ def find_base(known: Known) -> Base:
     if known.after is not None and known.place is not None:
         time = known.place[chosen]
     kind = kind_of(known)
-    # A single reference is so far off that where the sample ends is guesswork.
     told_apart = known.turning and kind in ("bank", "before-after")
 
     def moves(change: Image) -> Group:
@@ -139,11 +141,27 @@ def find_base(known: Known) -> Base:
             _moved(reference + change, reference, lit), MOVING if kind == "none" else STRAIGHT
         )
 
-    def fit_with(groups: list[Group], more: More | None = None) -> Fit:
+    def fit_with(
+        groups: list[Group], more: More | None = None, told_apart: bool = told_apart
+    ) -> Fit:
         fresh = [replace(group) for group in groups]  # sizes are found anew
         return fit_drift(own - reference, lit, fresh, overlaps, time, told_apart, more)
 
-    fit = fit_with(groups + beyond, None if kind == "before-after" else moves)
+    def fit_one() -> Fit:
+        """A single reference may be so far off that where the sample ends is guesswork: believed only where
+        the beam has changed by much less then, and the sample would be what has changed else.
+        """
+        told = fit_with(groups, moves, True)
+        least = _size(told) if told.told else np.inf
+        if least < UNCHANGED:
+            return told
+        guessed = fit_with(groups, moves)
+        return told if least < SIMPLER * _size(guessed) else guessed
+
+    if kind == "one" and known.turning and known.standing is None:
+        fit = fit_one()
+    else:
+        fit = fit_with(groups + beyond, None if kind == "before-after" else moves)
     if beyond and known.turning and not fit.told:  # broad parts of its sample would go into them
         fit = fit_with(groups)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
@@ -156,6 +174,26 @@ def find_base(known: Known) -> Base:
     if not known.absolute:
         level = gain + _levels(base, logs, exposure is not None)
     return replace(base, level=level)
+
+
+def _size(fit: Fit) -> float:
+    """Rms by which frames change in shape."""
+    change = fit.change[:, fit.lit]
+    return float((change - change.mean(1, keepdims=True)).std()) if change.size else 0.0
+
+
+def is_unchanged(frames: Image, reference: Image) -> bool:
+    """Whether a reference still holds for a sample that turns: beside it frames `(n, h, w)` show no more than
+    the reference `(h, w)`, and it is known where that is; counts on the working grid.
+    """
+    mean = frames.mean(0)
+    lit = _well_lit(mean)
+    if not lit.any():
+        return False
+    logs = log_counts(frames, lit) - log_counts(reference, lit)
+    usual = np.median(logs - np.median(logs[:, lit], 1)[:, None, None], 0)
+    empty, sure = empty_cells(usual, lit)
+    return sure and float(usual[empty].std()) < UNCHANGED
 
 
 def _passed(left: Image, lit: NDArray[np.bool_]) -> Image:
@@ -177,8 +215,11 @@ def usual_light(known: Known) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     chosen = np.flatnonzero(known.usable)
     if len(chosen) > MOST_FRAMES:
         chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_FRAMES).round().astype(int)]
-    mean = known.frames[chosen].mean(0)
-    return chosen, np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
+    return chosen, _well_lit(known.frames[chosen].mean(0))
+
+
+def _well_lit(mean: Image) -> NDArray[np.bool_]:
+    return np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
 
 
 def log_counts(counts: Image, lit: NDArray[np.bool_], like: Image | None = None) -> Image:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from txmcorrect.background.detail import Pattern, fixed_pattern, survey_light
-from txmcorrect.background.known import kind_of, known_scan
+from txmcorrect.background.base import is_unchanged
+from txmcorrect.background.detail import Pattern, choose_frames, fixed_pattern, survey_light
+from txmcorrect.background.known import Known, kind_of, known_scan
 from txmcorrect.background.mending import mended
 from txmcorrect.background.scale import Reference
 from txmcorrect.background.standing import Standing, find_standing, without
 from txmcorrect.background.survey import Survey
 from txmcorrect.scan import Array, Scan
 from txmcorrect.team import Pieces
-
-# Kinds of references from which a fit does not learn that a turning sample stands in all frames.
-MISSED = ("none", "one")
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,14 @@ def fixed_of(
     return Fixed(pattern, Standing.of(made["standing"]) if len(made["standing"]) else None)
 
 
+def _may_be_missed(known: Known) -> bool:
+    """Whether a fit would take what stands in all frames for the beam's: nothing shows how that changed."""
+    if kind_of(known) == "one":
+        assert known.before is not None
+        return not is_unchanged(known.frames[choose_frames(known.usable)], known.before)
+    return kind_of(known) == "none"
+
+
 def find_fixed(scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int) -> Fixed:
     """References that show the pattern tell it; where none does it is the frames' own, and what stands shows
     in it unless that is taken out before.
@@ -72,7 +78,7 @@ def find_fixed(scan: Scan, survey: Survey, references: tuple[Reference, ...], me
         found = Fixed(fixed_pattern(scan, survey, references, memory))
         fitting = found.fitting(references, survey.factor)
     standing = None
-    if scan.turns and kind_of(known_scan(survey, fitting)) in MISSED:
+    if scan.turns and _may_be_missed(known_scan(survey, fitting)):
         usable, light = np.flatnonzero(survey.usable), survey_light(survey, scan.shape[1:])
         beam = fitting[-1].counts if fitting else None
         standing = find_standing(scan.projections, usable, survey.dark, light, beam)
