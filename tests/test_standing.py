@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from txmcorrect.api import correct_array
-from txmcorrect.background import fixed
+from txmcorrect.background import base, fixed
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.detail import survey_light
 from txmcorrect.background.estimate import Draw
@@ -143,32 +143,57 @@ def test_arrays_in_memory_are_corrected_alike(scene):
     assert np.median(inside) / np.median(beside) == pytest.approx(true, abs=0.03)
 
 
-def with_references(kind):
-    scene = simulated_scene(replace(SETTING, references=kind), 77104)
+def with_references(kind, drift="medium"):
+    scene = simulated_scene(replace(SETTING, references=kind, drift=drift), 77104)
     return scene, references_of(scene.problem, 64)
 
 
-@pytest.mark.parametrize("kind", ["stale", "fresh"])
-def test_one_reference_does_not_hide_what_stands(kind, monkeypatch):
-    """A capillary that the reference has not seen is sample, however dark: 7 % were lost without this."""
-    scene, references = with_references(kind)
+def looked_at(scene, references):
+    """What is seen of a scene, and the error of the fit's background, rms of the shape."""
     problem, model = scene.problem, load_model("bundled", "stack")
+    seen = look_at(as_scan(problem), model, references=references, dark=problem.dark)
     background = np.exp(scene.truth.log_background.astype(np.float32))
+    lit = problem.lit[None].astype(np.float32)
+    truth, inside = (bin_mean(torch.from_numpy(x), seen.survey.factor) for x in (background, lit))
+    fields = seen.conditions.base.fields(np.arange(len(background)))
+    error = fields - np.log(np.maximum(truth.numpy(), 1e-3))
+    return seen, shape_rms(error[:, inside[0].numpy() > 0.99])
 
-    def worst_profile():
-        seen = look_at(as_scan(problem), model, references=references, dark=problem.dark)
-        fields = seen.conditions.base.fields(np.arange(len(problem.frames)))
-        truth = bin_mean(torch.from_numpy(background), seen.survey.factor)
-        error = fields - np.log(np.maximum(truth.numpy(), 1e-3))
-        lit = bin_mean(torch.from_numpy(problem.lit[None].astype(np.float32)), seen.survey.factor)
-        inside = lit[0].numpy() > 0.99
-        return seen, shape_rms(error[:, inside])
 
-    seen, error = worst_profile()
+def test_one_old_reference_does_not_hide_what_stands(monkeypatch):
+    """A capillary that the reference has not seen is sample, however dark: 6 % were lost without this."""
+    scene, references = with_references("stale")
+    seen, error = looked_at(scene, references)
     assert seen.standing is not None
     assert error < 0.015
     monkeypatch.setattr(fixed, "find_standing", lambda *given: None)
-    assert worst_profile()[1] > 2 * error
+    monkeypatch.setattr(base, "SIMPLER", 0.0)
+    assert looked_at(scene, references)[1] > 2 * error
+
+
+def test_a_reference_that_still_holds_leaves_the_sample_whole(monkeypatch):
+    scene, references = with_references("fresh")
+    seen, error = looked_at(scene, references)
+    assert seen.standing is None
+    assert seen.conditions.situation == "turning"
+    assert seen.conditions.notes == ()
+    assert error < 0.002
+    monkeypatch.setattr(base, "UNCHANGED", 0.0)
+    monkeypatch.setattr(base, "SIMPLER", 0.0)
+    monkeypatch.setattr(fixed, "find_standing", lambda *given: None)
+    seen, blind = looked_at(scene, references)
+    assert seen.conditions.situation == "covering"
+    assert blind > 5 * error
+
+
+def test_what_needs_much_less_change_is_believed(monkeypatch):
+    """Of another form than a cylinder a sample that stands shows in how much would have changed."""
+    scene, references = with_references("stale", "slow")
+    monkeypatch.setattr(fixed, "find_standing", lambda *given: None)
+    seen, error = looked_at(scene, references)
+    assert seen.conditions.base.fit.told
+    monkeypatch.setattr(base, "SIMPLER", 0.0)
+    assert looked_at(scene, references)[1] > 3 * error
 
 
 def shape_rms(error):

@@ -1,9 +1,9 @@
 """Frames and references of one scan -> its background without any network, and how sure that is.
 
 Every reference setting is the same fit (`drift`) with other modes: components of a bank, the change
-from before to after, the reference moved, broad cosines. Without references the reference is the
-median of the frames themselves and, in what is fine, of their steps; steady cosines put right what is
-broad where samples were in the way.
+from before to after, broad cosines, moves of the reference and of what a first fit finds. Without
+references the reference is the median of the frames themselves and, in what is fine, of their steps;
+steady cosines put right what is broad where samples were in the way.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from frame to frame, and at scales where they are many the fit sees their spread
 less. How far it believes a mode follows from how much the frames contradict each other about it; how
 large a group of modes is, from the evidence.
 
-Sources: eigen flats, Van Nieuwenhove et al. 2015; derivatives over many images, Weiss 2001; Cauchy's
-loss by reweighting, Holland and Welsch 1977; clustered variances, Liang and Zeger 1986; sizes of
-priors from the evidence, MacKay 1992, by moments.
+Sources: eigen flats, Van Nieuwenhove et al. 2015; derivatives over many images, Weiss 2001; a loss by
+reweighting, Holland and Welsch 1977, that all but rejects what is far off, Geman and McClure 1987;
+clustered variances, Liang and Zeger 1986; sizes of priors from the evidence, MacKay 1992, by moments.
 """
 
 from __future__ import annotations

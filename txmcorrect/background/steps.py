@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, median_filter
 
-from txmcorrect.background.evidence import CAUCHY, LEAST_WIDTH
+from txmcorrect.background.evidence import LEAST_WIDTH
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -30,6 +30,9 @@ LOW = 0.1  # quantile over frames: what only passes through a cell shows there
 TOP, BOTTOM = 0.97, 0.05  # quantiles over cells, between which samples darken
 LEAST_SHADE = 0.3  # of that depth: a sample at first sight
 LEAST_SHADE_STD = 4.0  # robust deviations of empty cells: a sample, too
+FAR = np.float32(
+    2.5
+)  # robust deviations at which a step counts a quarter; with 2 one fit in forty ran away
 ENOUGH = 2000  # residuals of a frame to tell what is usual
 MOST_WIDTH = 0.04  # of the depth: cells without a sample differ by no more, once the fit is good
 
@@ -135,7 +138,7 @@ class Steps:
         self.beside = np.append(beside if count else beside & False, np.zeros(count, bool))
 
     def belief(self, left: Image) -> Image:
-        """Weights of the residuals `(n, p)`: inverse squares, with Cauchy's loss octave by octave.
+        """Weights of the residuals `(n, p)`: inverse squares, with Geman's and McClure's loss octave by octave.
 
         What is usual is each frame's own: of films one is ten times as dark as the next, and would
         rule them all; and that of steps beside no sample, where these are known.
@@ -149,6 +152,6 @@ class Steps:
                 some = some[:, :: 1 + some.shape[1] // ENOUGH]
                 usual = np.median(some, 1, keepdims=True)
                 width = np.float32(1.4826) * usual + np.float32(LEAST_WIDTH)
-                weight[:, own] = 1 / (width**2 + (left[:, own] / CAUCHY) ** 2)
+                weight[:, own] = (width + (left[:, own] / FAR) ** 2 / width) ** -2
         weight[:, self.beside] *= BESIDE
         return weight

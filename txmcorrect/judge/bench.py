@@ -95,7 +95,8 @@ def _core() -> tuple[Setting, ...]:
     others: tuple[Kind, ...] = ("mosaic-dense", "tomo", "film")
     ends: tuple[References, ...] = ("bank+stale", "none")
     extremes = [Setting(kind, references=r) for kind, r in product(others, ends)]
-    return (*sparse, *extremes, Setting("tomo", references="before-after"))
+    turning: tuple[References, ...] = ("before-after", "stale", "fresh")  # what tomograms come with
+    return (*sparse, *extremes, *(Setting("tomo", references=r) for r in turning))
 
 
 def _grid() -> tuple[Setting, ...]:
