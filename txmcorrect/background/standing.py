@@ -46,10 +46,14 @@ BANDS, BAND_ROWS = 32, 16  # bands of rows that are looked at, and about how man
 LEAST_TILT = 0.2  # of a column as searched, from the middle of one half to that of the other
 LEAST_GAIN = 50.0  # chi squared that either side adds: far beyond what beams reach by chance
 PAIR = 12.0  # chi squared that a second cylinder has to add
-MISFIT = 0.1  # of the chi squared of what is left: other shapes gain no more
+# Of the chi squared of what is left: other shapes gain no more; with the tilt known, wrong cylinders neither.
+MISFIT, CERTAIN = 0.1, 0.3
 STEP = 1e-3  # relative, of numerical derivatives
 BLUR = (0.1, 8.0)  # columns over which edges may be smeared
-ALIKE = (0.6, 1.6)  # darkness by the edges of one side over that by both
+ALIKE, EQUAL = (
+    (0.6, 1.6),
+    (0.92, 1.09),
+)  # darkness by the edges of one side over that by both, likewise
 MOST_SHIFT = 0.5  # of a column as searched: an axis that stands still does so within
 
 
@@ -186,12 +190,14 @@ def find_standing(
         logs[~lit] = np.nan
         view[:] = [_median(logs[band], 0) for band in bands]
     usual = _median(seen, 0)
-    found = _View(usual, height, columns).fit()
-    if found is None:
+    middle = _View(usual, height, columns)
+    found = middle.fit()
+    if found is None or not middle.shows(found, MISFIT, ALIKE):
         return None
-    tilt = _tilt(usual, height, columns, found)
-    found = _View(usual, height, columns, tilt).fit() if tilt else found
-    if found is None:
+    if tilt := _tilt(usual, height, columns, found):
+        middle = _View(usual, height, columns, tilt)
+        found = middle.fit()
+    if found is None or not middle.shows(found, CERTAIN, EQUAL):
         return None
     moved = [_View(view, height, columns, tilt).moved(found) for view in seen]
     # Where it swings its shadow is not the same in all frames.
@@ -238,14 +244,16 @@ class _View:
         self.seen = self.white @ self.profile
 
     def fit(self) -> Standing | None:
-        """One cylinder, or one in another if that says much more, if their edges are beyond doubt."""
+        """One cylinder, or one in another if that says much more, if they fit into the view and absorb."""
         start = self._search()
         if start is None:
             return None
         pair = self._nearest(start)
         alone = self._nearest(start[:2])
-        place = alone if _squares(self._left(alone)) < _squares(self._left(pair)) + PAIR else pair
-        left, shade = self._left(place)
+        least = _squares(self._left(pair))
+        worth = PAIR * max(1.0, least / len(self.seen))  # where neither fits well, chance adds more
+        place = alone if _squares(self._left(alone)) < least + worth else pair
+        shade = self._left(place)[1]
         centre, *radii, blur = place.tolist()
         walls = -np.diff([*radii, LEAST_RADIUS * self.width])
         if (walls < WALL * self.bin).any() or radii[0] + EDGE > min(centre, self.width - centre):
@@ -253,10 +261,14 @@ class _View:
         atoms = self._atoms(centre, place[1:-1], blur := float(np.exp(blur)))
         doubt = np.linalg.cholesky(np.linalg.inv(atoms.T @ atoms)).ravel().tolist()
         found = Standing(centre, self.tilt, blur, tuple(radii), tuple(shade.tolist()), tuple(doubt))
-        alike, gain = self._sides(found)
-        certain = min(gain) > max(LEAST_GAIN, MISFIT * float(left @ left))
-        certain &= all(ALIKE[0] < side < ALIKE[1] for side in alike)
-        return found if certain and _absorbs(found) else None
+        return found if _absorbs(found) else None
+
+    def shows(self, found: Standing, misfit: float, alike: tuple[float, float]) -> bool:
+        """Whether both sides' edges say much more than is left, by `misfit`, and are `alike` within bounds."""
+        left = self.seen - self.white @ _profile(self.at - found.centre, found)
+        darkness, gain = self._sides(found)
+        certain = min(gain) > max(LEAST_GAIN, misfit * float(left @ left))
+        return bool(certain and all(alike[0] < side < alike[1] for side in darkness))
 
     def _nearest(self, start: list[float]) -> Array:
         """`(centre, *radii, log of blur)` that leave least, from `(centre, *radii)`."""
