@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from txmcorrect.api import correct_array
-from txmcorrect.background import base, fixed
+from txmcorrect.background import base, fixed, standing
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.detail import survey_light
 from txmcorrect.background.estimate import Draw
@@ -75,6 +75,13 @@ def test_a_pillar_is_one_cylinder(scene):
     assert found.radii[0] == pytest.approx(35, abs=0.5)
     assert found.shade[0] == pytest.approx(-0.3, abs=0.03)
     assert Standing.of(np.array(found.as_numbers())) == found
+
+
+@pytest.mark.parametrize(("bound", "value"), [("EQUAL", (1.2, 1.6)), ("CERTAIN", 1e4)])
+def test_sides_must_say_the_same_and_much_more_than_is_left(scene, monkeypatch, bound, value):
+    assert found_in(scene.problem) is not None
+    monkeypatch.setattr(standing, bound, value)
+    assert found_in(scene.problem) is None
 
 
 def test_nothing_is_found_where_nothing_stands(scene):
