@@ -285,7 +285,7 @@ def run_cell(
     wanted = checks if before is None else stale_checks(before, module, checks) or checks
     kept = before if before is not None and before.findings and wanted != checks else None
     code = {module: fingerprint(module)}
-    everything = code | {m: fingerprint(m) for m in {module_of(CHECKS[c]) for c in wanted}}
+    everything = code | {m: fingerprint(m) for m in sorted({module_of(CHECKS[c]) for c in wanted})}
     cell: dict[str, Any] = {"setting": scene.name, "seed": scene.seed, "method": name}
     try:
         findings = judge(method, scene, wanted)
@@ -296,7 +296,7 @@ def run_cell(
         return Cell(**cell, error=str(error), code=everything)
     # A check that does not apply here may change without this cell being run again.
     used = {module_of(CHECKS[c]) for c, finding in findings.items() if finding.figures}
-    code |= {m: everything[m] for m in used}
+    code |= {m: everything[m] for m in sorted(used)}  # sets differ from process to process
     seconds = time.perf_counter() - start
     if kept is not None:
         code |= {m: digest for m, digest in kept.code.items() if m not in everything}
