@@ -141,29 +141,26 @@ def find_base(known: Known) -> Base:
             _moved(reference + change, reference, lit), MOVING if kind == "none" else STRAIGHT
         )
 
-    def fit_with(
-        groups: list[Group], more: More | None = None, told_apart: bool = told_apart
-    ) -> Fit:
+    def fit_with(groups: list[Group], more: More | None, tell_apart: bool) -> Fit:
         fresh = [replace(group) for group in groups]  # sizes are found anew
-        return fit_drift(own - reference, lit, fresh, overlaps, time, told_apart, more)
+        return fit_drift(own - reference, lit, fresh, overlaps, time, tell_apart, more)
 
     def fit_one() -> Fit:
         """A single reference may be so far off that where the sample ends is guesswork: believed only where
         the beam has changed by much less then, and the sample would be what has changed else.
         """
-        told = fit_with(groups, moves, True)
-        least = _size(told) if told.told else np.inf
-        if least < UNCHANGED:
-            return told
-        guessed = fit_with(groups, moves)
-        return told if least < SIMPLER * _size(guessed) else guessed
+        fit = fit_with(groups, moves, True)
+        if not fit.told or _size(fit) < UNCHANGED:
+            return fit
+        guessed = fit_with(groups, moves, False)
+        return fit if _size(fit) < SIMPLER * _size(guessed) else guessed
 
     if kind == "one" and known.turning and known.standing is None:
         fit = fit_one()
     else:
-        fit = fit_with(groups + beyond, None if kind == "before-after" else moves)
+        fit = fit_with(groups + beyond, None if kind == "before-after" else moves, told_apart)
     if beyond and known.turning and not fit.told:  # broad parts of its sample would go into them
-        fit = fit_with(groups)
+        fit = fit_with(groups, None, told_apart)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
     mistakable = known.turning and kind != "none" and not fit.told
     base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps, mistakable)

@@ -184,6 +184,8 @@ class _Fitting:
         self.jumps: tuple[int, ...] = ()
         self.stiff = False
         self.groups: list[Group] = []
+        self.seen_twice: list[list[tuple[Array, Array]]] = [[] for _ in overlaps]
+        self.steps = Steps(logs, lit, [])
         self._add(groups)
 
     def _add(self, groups: list[Group]) -> None:
@@ -191,9 +193,10 @@ class _Fitting:
         for group in groups:
             group.weights = np.zeros((len(group.images), len(group.course)))
             group.std = np.zeros_like(group.weights)
-        self.groups = [*self.groups, *groups]
-        self.seen_twice = [[o.modes(g.images) for g in self.groups] for o in self.overlaps]
-        self.steps = Steps(self.logs, self.lit, [g.images for g in self.groups])
+        self.groups += groups
+        for overlap, seen in zip(self.overlaps, self.seen_twice, strict=True):
+            seen += [overlap.modes(group.images) for group in groups]
+        self.steps.add([group.images for group in groups])
 
     def add_jump(self, jump: int, change: Array) -> None:
         """Let groups jump there that may depart from the reference at once, not those that only bend;

@@ -50,10 +50,8 @@ PAIR = 12.0  # chi squared that a second cylinder has to add
 MISFIT, CERTAIN = 0.1, 0.3
 STEP = 1e-3  # relative, of numerical derivatives
 BLUR = (0.1, 8.0)  # columns over which edges may be smeared
-ALIKE, EQUAL = (
-    (0.6, 1.6),
-    (0.92, 1.09),
-)  # darkness by the edges of one side over that by both, likewise
+# Darkness by the edges of one side over that by both: at first, and with the tilt known.
+ALIKE, EQUAL = (0.6, 1.6), (0.92, 1.09)
 MOST_SHIFT = 0.5  # of a column as searched: an axis that stands still does so within
 
 

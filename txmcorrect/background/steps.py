@@ -108,11 +108,15 @@ class Steps:
     def __init__(self, logs: Image, lit: Mask, groups: Sequence[Image]) -> None:
         self.lit = lit
         self.seen, octave = _inner_steps(lit)
-        stacks = (logs, *groups)
-        self._near = [steps_of(images)[:, self.seen].astype(np.float32) for images in stacks]
-        self._squares = [_pyramid(images)[SQUARES] for images in stacks]
         self._octave = octave[self.seen]
-        # As if the sample stood nowhere, as it may be everywhere.
+        self._near: list[Image] = []
+        self._squares: list[Image] = []
+        self.add((logs, *groups))
+
+    def add(self, stacks: Sequence[Image]) -> None:
+        """Look at more modes, too; for now as if the sample stood nowhere, as it may be everywhere."""
+        self._near += [steps_of(images)[:, self.seen].astype(np.float32) for images in stacks]
+        self._squares += [_pyramid(images)[SQUARES] for images in stacks]
         self._look(np.zeros(int(self.seen.sum()), bool), np.zeros_like(_whole(self.lit)[SQUARES]))
 
     def find_standing(self, left: Image) -> bool:

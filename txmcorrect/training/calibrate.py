@@ -66,8 +66,8 @@ def calibrate(model: Model, scans: int) -> Calibration:
         count = KINDS[kind] * scans
         drawn = scans_like_those_of_training(kind, *TAKEN[sort], count, 4 * model.spec.size)
         for scan in drawn:
-            situation, ratios = claims(plain, scan)
-            found[situation, sort].append(ratios)
+            situation, claimed = claims(plain, scan)
+            found[situation, sort].append(claimed)
     doubt: Table = {situation: {} for situation in SITUATIONS}
     spread: Table = {situation: {} for situation in SITUATIONS}
     for (situation, sort), several in found.items():
