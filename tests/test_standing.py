@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from txmcorrect.api import correct_array
-from txmcorrect.background import base, fixed, standing
+from txmcorrect.background import base, cylinders, fixed
 from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.cylinders import find_standing
 from txmcorrect.background.detail import survey_light
 from txmcorrect.background.estimate import Draw
 from txmcorrect.background.methods import as_estimate, as_scan, references_of
 from txmcorrect.background.pipeline import estimate_background, look_at
-from txmcorrect.background.standing import Standing, Without, find_standing
+from txmcorrect.background.standing import Standing, Without
 from txmcorrect.background.survey import survey_scan
 from txmcorrect.judge.scenes import Setting, problem_of, simulated_scene
 from txmcorrect.scan import ArrayFrames
@@ -77,11 +78,31 @@ def test_a_pillar_is_one_cylinder(scene):
     assert Standing.of(np.array(found.as_numbers())) == found
 
 
-@pytest.mark.parametrize(("bound", "value"), [("EQUAL", (1.2, 1.6)), ("CERTAIN", 1e4)])
-def test_sides_must_say_the_same_and_much_more_than_is_left(scene, monkeypatch, bound, value):
+@pytest.mark.parametrize("bounds", [{"EQUAL": (1.2, 1.6), "CHANCE": 0}, {"CERTAIN": 1e4}])
+def test_sides_must_say_the_same_and_be_likely_beyond_doubt(scene, monkeypatch, bounds):
     assert found_in(scene.problem) is not None
-    monkeypatch.setattr(standing, bound, value)
+    for bound, value in bounds.items():
+        monkeypatch.setattr(cylinders, bound, value)
     assert found_in(scene.problem) is None
+
+
+def test_one_side_is_enough_where_the_other_has_no_light(scene):
+    problem, x = scene.problem, np.arange(128)
+    light, dark = np.exp(scene.truth.log_background), scene.problem.dark
+    darker, true = scene.truth.transmission**3, 3 * lowest(scene)[:80]
+    half = replace(problem, lit=problem.lit & (x < 80))
+    found = found_in(half, light * darker + dark)
+    assert apart(found.shadow(SETTING.shape)[:, :80], true) < 0.25 * true.std()
+    covered = np.where(x < 80, darker, 1).astype(np.float32)  # light, but no edge there
+    assert found_in(problem, light * covered + dark) is None
+
+
+def test_what_it_may_be_off_by_covers_what_it_is_off_by(scene):
+    found, true, lit = found_in(scene.problem), lowest(scene), scene.problem.lit.all(0)
+    error = (found.shadow(SETTING.shape)[64] - true)[lit]
+    doubt = found.open(SETTING.shape)[:, 64, lit]
+    spread = np.sqrt(((doubt - doubt.mean(1, keepdims=True)) ** 2).sum(0).mean())
+    assert spread / 3 < error.std() < 3 * spread
 
 
 def test_nothing_is_found_where_nothing_stands(scene):
@@ -104,7 +125,9 @@ def test_other_samples_are_no_capillary(kind, seed):
 
 
 def test_what_was_found_can_be_kept_and_taken_out(scene):
-    found = Standing(60.0, 0.01, 1.0, (40.0, 36.0), (-0.4, 0.2), (0.02, 0.0, -0.01, 0.005))
+    mixing = np.zeros((6, 2))  # shades alone are in doubt
+    mixing[4:] = [[0.02, 0.0], [-0.01, 0.005]]
+    found = Standing(60.0, 0.01, 1.0, (40.0, 36.0), (-0.4, 0.2), tuple(mixing.ravel().tolist()))
     assert Standing.of(np.array(found.as_numbers())) == found
     doubt = found.open(SETTING.shape)
     assert doubt.shape == (2, *SETTING.shape)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from txmcorrect.background.base import is_unchanged
+from txmcorrect.background.cylinders import find_standing
 from txmcorrect.background.detail import Pattern, choose_frames, fixed_pattern, survey_light
 from txmcorrect.background.known import Known, kind_of, known_scan
 from txmcorrect.background.mending import mended
 from txmcorrect.background.scale import Reference
-from txmcorrect.background.standing import Standing, find_standing, without
+from txmcorrect.background.standing import Standing, without
 from txmcorrect.background.survey import Survey
 from txmcorrect.scan import Array, Scan
 from txmcorrect.team import Pieces
