@@ -255,7 +255,7 @@ class _Fitting:
         moving = [g for g in self.groups if not g.steady and g.course]
         turns = [[g for g in self.groups if g.steady], moving]
         for number in range(count):
-            self._find_standing(number >= free)
+            self._find_sample(number >= free, number >= (free + count) // 2)
             if self.lost:
                 break
             belief = self.steps.belief(self.left())
@@ -264,10 +264,14 @@ class _Fitting:
                 if turn:
                     self._solve(turn, belief, agreed, number >= free)
 
-    def _find_standing(self, late: bool) -> None:
-        """Where a sample that turns stands; the fit is lost if that is not certain once it is good."""
-        if self.turning and not self.steps.find_standing(self.logs - self.change()):
-            self.lost = late
+    def _find_sample(self, late: bool, settled: bool) -> None:
+        """Where a sample stands or passes; if it turns, the fit is lost where that is not certain once it
+        is good. What passes is told from beams that moved once these have been followed.
+        """
+        if self.turning:
+            self.lost = not self.steps.find_standing(self.logs - self.change()) and late
+        elif settled:
+            self.steps.find_passing(self.logs - self.change())
 
     def left(self) -> Image:
         """Residual steps `(n, p)`."""
@@ -385,6 +389,8 @@ class _Fitting:
         if not turn or n < 2 * LEAST_SIDE:
             return None
         left = self.left()
+        if not self.turning:  # what has jumped would look like a sample
+            self.steps.forget_passing()
         belief, modes = self.steps.belief(left), self._modes(turn)
         normal, pull = normals(modes, belief), scores(modes, belief, left)
         own = np.linalg.solve(normal + np.eye(len(modes)) / NEW, pull[..., None])[..., 0]
