@@ -195,6 +195,7 @@ def test_one_old_reference_does_not_hide_what_stands(monkeypatch):
     scene, references = with_references("stale")
     seen, error = looked_at(scene, references)
     assert seen.standing is not None
+    assert seen.conditions.notes == ()  # the verdict names the cylinder
     assert error < 0.015
     monkeypatch.setattr(fixed, "find_standing", lambda *given: None)
     monkeypatch.setattr(base, "SIMPLER", 0.0)
@@ -214,6 +215,18 @@ def test_a_reference_that_still_holds_leaves_the_sample_whole(monkeypatch):
     seen, blind = looked_at(scene, references)
     assert seen.conditions.situation == "covering"
     assert blind > 5 * error
+
+
+def test_a_reference_that_held_until_the_beam_jumped_leaves_the_sample_whole():
+    scene, references = with_references("fresh")
+    field = (0.05 * np.cos(np.pi * np.arange(128) / 127)).astype(np.float32)
+    jump = np.exp(field * (np.arange(len(scene.problem.frames)) > 25)[:, None, None])
+    frames = (scene.problem.frames - scene.problem.dark) * jump + scene.problem.dark
+    jumped = replace(scene, problem=replace(scene.problem, frames=frames.astype(np.float32)))
+    seen, _ = looked_at(jumped, references)
+    assert seen.conditions.base.jumps == (26,)
+    assert seen.conditions.base.fit.told
+    assert seen.conditions.notes == ()
 
 
 def test_what_needs_much_less_change_is_believed(monkeypatch):

@@ -162,7 +162,8 @@ def find_base(known: Known) -> Base:
     if beyond and known.turning and not fit.told:  # broad parts of its sample would go into them
         fit = fit_with(groups, None, told_apart)
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
-    mistakable = known.turning and kind != "none" and not fit.told
+    alone = kind == "none" or known.standing is not None  # of which the verdict says enough
+    mistakable = known.turning and not alone and not fit.told
     base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps, mistakable)
     if known.turning and kind == "none":
         bright = _passed(own - reference - fit.change, lit)
@@ -174,9 +175,12 @@ def find_base(known: Known) -> Base:
 
 
 def _size(fit: Fit) -> float:
-    """Rms by which frames change in shape."""
+    """Rms by which frames change in shape, between the jumps between which it is least."""
     change = fit.change[:, fit.lit]
-    return float((change - change.mean(1, keepdims=True)).std()) if change.size else 0.0
+    if not change.size:
+        return 0.0
+    parts = np.split(change - change.mean(1, keepdims=True), list(fit.jumps))
+    return min(float(part.std()) for part in parts)
 
 
 def is_unchanged(frames: Image, reference: Image) -> bool:
