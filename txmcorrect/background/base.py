@@ -165,7 +165,7 @@ def find_base(known: Known) -> Base:
     alone = kind == "none" or known.standing is not None  # of which the verdict says enough
     mistakable = known.turning and not alone and not fit.told
     base = Base(reference, fit, chosen, np.zeros(len(gain)), lit, jumps, mistakable)
-    if known.turning and kind == "none":
+    if known.turning and alone:
         bright = _passed(own - reference - fit.change, lit)
         base = replace(base, reference=reference + bright)
     level = gain
@@ -267,9 +267,11 @@ def _reference(
             Group(_broad(first, lit, ORDERS), DRIFTING, doubt=FRESH),
             Group(_moved(first, first, lit), DRIFTING, doubt=FRESH),
         ]
-        # No sample stands still in a mosaic: what all frames have is the beam since then.
+        # No sample stands still in a mosaic, nor where what stood was found: what all frames have is the beam
+        # since then.
         since = logs - first
-        if known.overlaps and halves_agree(since, lit):
+        still = bool(known.overlaps) or known.standing is not None
+        if still and halves_agree(since, lit):
             common = in_common(since, lit)
             groups.append(Group(common[None], STRAIGHT, most=2.0))
             groups.append(Group(_moved(common, first, lit), DRIFTING, 0.5))
