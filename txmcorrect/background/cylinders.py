@@ -32,6 +32,7 @@ LEVEL = 3.0  # natural log: deviation of the mean, which says nothing
 LEAST_NOISE = 1e-4  # natural log
 SEARCHED, COLUMNS = 256, 512  # places that edges are looked for at; columns of a profile, about
 LEAST_RADIUS, EDGE = 0.04, 3.0  # of the width; pixels to the border
+TINY = 1e-3  # pixels: a bore of no more is none
 LEAST_WALL = 0.5  # of a column of the profile
 BORES = (0.97, 0.93, 0.88)  # of the radius, tried beside what the search found
 AXIS = (0.3, 0.7)  # of the width, where it may stand
@@ -128,7 +129,7 @@ class _Place(NamedTuple):
 
     @property
     def radii(self) -> Array:
-        return self.radius - np.cumsum([0.0, *self.walls])
+        return np.maximum(self.radius - np.cumsum([0.0, *self.walls]), TINY)
 
     def values(self) -> list[float]:
         return [self.centre, self.blur, self.radius, *self.walls]
@@ -283,8 +284,10 @@ class _Beside:
         covariance = (self.waves * spread**2) @ self.waves.T + noise**2 * np.eye(len(self.at))
         return np.linalg.cholesky(covariance)
 
-    def _shadows(self, place: _Place) -> Array:
-        """Log shadow of each layer per unit of attenuation `(p, k)`: wall, then bore."""
+    def _shadows(self, place: _Place | None) -> Array:
+        """Log shadow of each layer per unit of attenuation `(p, k)`: wall, then bore; of nothing, none."""
+        if place is None:
+            return np.zeros((len(self.at), 0))
         radii = place.radii
         disks = -2 * radii * chord((self.at - place.centre)[:, None], radii, np.exp(place.blur))
         return disks - np.pad(disks[:, 1:], ((0, 0), (0, 1)))
@@ -331,7 +334,7 @@ class _Beside:
 
     def _adapt(self, place: _Place | None) -> Array:
         """The likeliest beam beside cylinders, or alone."""
-        shadows = np.zeros((len(self.at), 0)) if place is None else self._shadows(place)
+        shadows = self._shadows(place)
 
         def unlikely(beam: Array) -> float:
             return -self._likelihood(beam, shadows)
@@ -345,8 +348,7 @@ class _Beside:
         return np.asarray(found.x)
 
     def _evidence(self, beam: Array, place: _Place | None) -> float:
-        shadows = np.zeros((len(self.at), 0)) if place is None else self._shadows(place)
-        return self._likelihood(beam, shadows)
+        return self._likelihood(beam, self._shadows(place))
 
     def _likelihood(self, beam: Array, shadows: Array) -> float:
         """Natural log, up to a constant, with what is expected of a beam."""
