@@ -166,7 +166,9 @@ def test_a_fresh_reference_is_best_and_fewer_never_fail(model):
     assert errors[0] < min(errors[1:])
     assert max(errors) < 0.012
     with_bank = shape_error(method, scene("bank+stale"))
-    assert with_bank < 0.9 * errors[2]
+    assert with_bank < min(
+        0.9 * errors[2], 0.0053
+    )  # 0.7 of a stale reference's before that got better
     without = stack_method(model, Draw("ddim", 1, 1))(scene("none").problem)
     assert np.isfinite(without.log_background).all() and without.scale == "relative"
 

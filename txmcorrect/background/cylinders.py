@@ -40,25 +40,17 @@ LIT_ROW, LIT_COLUMN = 0.8, 0.9  # of the best row; of these rows
 BANDS, BAND_ROWS = 32, 16  # bands of rows that are looked at, and about how many rows of each
 TILTS = 3  # tried: the first is none
 LEAST_TILT = 0.2  # of a column as searched, from the middle of one half to that of the other
-LEANING, PLACES = (
-    0.025,
-    13,
-)  # of the width: how far the axis of a part of the rows or frames is looked for
+LEANING = 0.025  # of the width: how far aside the axis of some rows or a frame is looked for
+PLACES = 13  # at which it is tried
 MOST_SHIFT = 0.5  # of a column as searched: an axis that stands still does so within
 CERTAIN = 52.0  # natural log of evidence: wrong ones in 260 simulated scans had 51 at most
 SECOND = 6.0  # natural log of evidence that a second cylinder has to add
-EQUAL, CHANCE = (
-    (0.92, 1.09),
-    5.0,
-)  # darkness by either side alone, or chi squared of their difference
+EQUAL = (0.92, 1.09)  # darkness by either side alone
+CHANCE = 5.0  # chi squared of their difference, which is enough as well
 BLUR = (0.1, 8.0)  # columns over which edges may be smeared
 ROUNDS = 2  # of beam and cylinders in turn
-UNSURE = (
-    0.1,
-    1.0,
-    0.1,
-    1.0,
-)  # what places may be off by if nothing shows it: centre and radii of the width
+# What may be off if nothing shows it: centre (of the width), log of blur, radii (of the width), shades.
+UNSURE = (0.1, 1.0, 0.1, 1.0)
 
 
 def find_standing(
@@ -197,21 +189,18 @@ class _Beside:
 
     def fit(self, start: _Place) -> _Place:
         """One cylinder in another, or one if that is nearly as likely, and the beam that is likeliest then."""
-        bores = [start]
-        if start.walls:
-            walls = [(start.radius * (1 - bore),) for bore in BORES]
-            bores += [start._replace(walls=wall) for wall in walls]
+        walls = [(start.radius * (1 - bore),) for bore in BORES]
+        bores = [start, *(start._replace(walls=wall) for wall in walls)]
         tries = [self._nearest(place) for place in bores]
         place = min(tries, key=lambda place: _squares(self._left(place)[0]))
         expected = self.beam
         found, evidence = self._settle(place)
-        if place.walls:
-            beam = self.beam
-            self.take(expected)
-            alone, simpler = self._settle(found._replace(walls=()))
-            if simpler > evidence - SECOND:
-                return alone
-            self.take(beam)
+        beam = self.beam
+        self.take(expected)
+        alone, simpler = self._settle(found._replace(walls=()))
+        if simpler > evidence - SECOND:
+            return alone
+        self.take(beam)
         return found
 
     def shows(self, place: _Place) -> bool:
