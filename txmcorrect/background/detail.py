@@ -165,7 +165,7 @@ def fixed_pattern(
     own = shrunk(seen, noise)
     total, photons = np.zeros_like(own), np.zeros_like(own)
     lit = survey_light(survey, own.shape)
-    count, fit, odd = 0, [], [np.empty((0, 2), np.intp)]
+    fit, odd = [], [np.empty((0, 2), np.intp)]
     for i, reference in enumerate(references):
         theirs = reference_detail(reference, survey.factor)
         if survey.factor > 1:
@@ -174,14 +174,13 @@ def fixed_pattern(
                 theirs = reference_detail(mended(reference, pixels, survey.factor), survey.factor)
                 odd.append(np.stack([np.full_like(pixels, i), pixels], 1))
         if survey.factor == 1 or float(own.std()) < 1e-4 or likeness(own, theirs) > LIKE:
-            frames = 1 if reference.flats is None else len(reference.flats)
-            total, count = total + np.float32(frames) * theirs, count + frames
-            photons += np.float32(survey.photons * frames) * np.maximum(reference.counts, LEAST)
+            detected = photons_of(reference, survey) * np.maximum(reference.counts, LEAST)
+            total, photons = total + detected * theirs, photons + detected
             fit.append(i)
     found, strange = np.array(fit, np.intp), np.concatenate(odd)
-    if not count:
+    if not fit:
         return Pattern(own, found, min(_rms(noise**0.5, lit), _rms(own, lit)), strange)
-    told, doubt = total / np.float32(count), np.reciprocal(np.maximum(photons, np.float32(1)))
+    told, doubt = total / photons, np.reciprocal(np.maximum(photons, np.float32(1)))
     if survey.factor == 1:  # nothing is finer than the grid
         return Pattern(told, found, 0.0, strange)
     if not moves(scan):
@@ -190,6 +189,13 @@ def fixed_pattern(
     detail = averaged(told, doubt, seen, noise, moved)
     grain = _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
     return Pattern(detail, found, grain, strange)
+
+
+def photons_of(reference: Reference, survey: Survey) -> np.float32:
+    """Detected photons per count of a mean reference; where its flats don't tell, a count is that of a frame."""
+    frames = 1 if reference.flats is None else len(reference.flats)
+    told = reference.photons
+    return np.float32(survey.photons * frames if told is None else told)
 
 
 def moves(scan: Scan) -> bool:

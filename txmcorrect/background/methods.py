@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
 from txmcorrect.background.estimate import Draw, batches_of, deviations, draw_samples
+from txmcorrect.background.noise import Pairs
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
-from txmcorrect.background.scale import Reference
+from txmcorrect.background.scale import Reference, photons_of_mean
 from txmcorrect.baselines.contract import Estimate, Flats, Method, NotApplicableError, Problem
 from txmcorrect.scan import ArrayFrames, Scan
 from txmcorrect.weights import Model
@@ -38,13 +39,12 @@ def stack_method(model: Model, draw: Draw, interval: int = 1) -> Method:
     """The window of frames around each, and every reference there is; pairs' `interval` is unused."""
 
     def method(problem: Problem) -> Estimate:
-        return _estimate(problem, model, draw, 1, SETTLE_STACK)
+        return _estimate(problem, model, draw, 1, 1)
 
     return method
 
 
 Placed = tuple[Flats | None, int | None]  # flats, and how many frames were taken before them
-SETTLE_STACK = 15  # key frames; see `keyframes.settle`
 METHODS: dict[str, Callable[[Model, Draw, int], Method]] = {
     "pair": pair_method,
     "stack": stack_method,
@@ -109,6 +109,9 @@ def _reference(
         counts = counts * (usual / np.concatenate(currents)).astype(np.float32)[:, None, None]
         exposure = np.log(problem.current_ma / usual)
     factor = working_bin((counts.shape[1], counts.shape[2]), size)
+    pairs = Pairs()
+    for flat in counts:
+        pairs.also(flat.astype(np.float32))
     before = None
     if members[0][1] is not None:
         before = np.concatenate([np.full(len(f.counts), p) for f, p in members]).astype(np.intp)
@@ -119,6 +122,7 @@ def _reference(
         name,
         bin_mean(torch.from_numpy(counts.astype(np.float32)), factor).numpy(),
         before,
+        photons_of_mean(pairs),
     )
 
 

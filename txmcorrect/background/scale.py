@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.keyframes import Index, interpolate
+from txmcorrect.background.noise import Pairs, usual_photons
 from txmcorrect.background.survey import Survey, mean_frame
 from txmcorrect.matching import MatchedReferences
 
@@ -24,7 +25,8 @@ class Reference:
     `counts` `(h, w)`; `log_exposure` `(n,)`: exposure and current of each frame over the scan's
     median; `absolute`: both sides' exposure and current are recorded. `flats` `(k, h', w')`: the
     single frames on the working grid, scaled alike; `before` `(k,)`: frames taken before each.
-    None where only the mean is known, or the order is not.
+    None where only the mean is known, or the order is not. `photons`: detected ones per count of the
+    mean, from how the flats differ; None where there are fewer than two.
     """
 
     counts: NDArray[np.float32]
@@ -33,6 +35,7 @@ class Reference:
     origin: str
     flats: NDArray[np.float32] | None = None
     before: NDArray[np.intp] | None = None
+    photons: float | None = None
 
 
 def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: int) -> Reference:
@@ -44,9 +47,11 @@ def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: 
     own = dark if group.darks is None else mean_frame(group.darks)
     total = np.zeros(group.frames.shape[1:], np.float64)
     small = []
+    pairs = Pairs()
     for i in range(group.frames.shape[0]):
         flat = (group.frames.read(i, i + 1)[0].astype(np.float64) - own) * match.scale[i]
         total += flat
+        pairs.also(flat.astype(np.float32))
         small.append(bin_mean(torch.from_numpy(flat[None]).float(), factor)[0].numpy())
     counts = (total / group.frames.shape[0]).astype(np.float32)
     return Reference(
@@ -56,7 +61,14 @@ def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: 
         group.origin,
         np.array(small, np.float32),
         group.before,
+        photons_of_mean(pairs),
     )
+
+
+def photons_of_mean(pairs: Pairs) -> float | None:
+    """Detected photons per count of the mean of all frames that were seen; None where none of them tell."""
+    single = usual_photons(pairs.photons)
+    return None if single is None else single * (len(pairs.photons) + 1)
 
 
 def level_of(fields: Fields, lit: NDArray[np.bool_]) -> NDArray[np.float64]:

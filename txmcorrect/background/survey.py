@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
+from txmcorrect.background.noise import Pairs, usual_photons
 from txmcorrect.background.quality import Flag
 from txmcorrect.background.thumbnails import Small, Thumbnails
 from txmcorrect.errors import FlatFieldError
@@ -32,7 +33,6 @@ TOP, TOP_SHARE = (
 BYTES_PER_PIXEL = 8.0  # a block in its own type; single frames of it become float32
 SURVEY, UNIT = "survey", 32  # pieces of work: their kind, and how many frames each looks at
 NOISE_FRAMES = 64
-ENOUGH_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Survey:
     dark : `(h, w)` counts; dark_known : darks were given.
     small : `(n, h', w')` counts above dark on the working grid, as asked for; factor : its bin.
     flag : `(n,)` bits of `quality.Flag`; usable : `(n,)` frames that may serve as conditions.
-    photons : detected photons per count, a lower bound from the noise itself.
+    photons : detected photons per count, from how frames that follow each other differ.
     broken : `(h, w)` pixels that are dead or stuck.
     """
 
@@ -143,9 +143,7 @@ def survey_scan(
         gains.append(part["photons"])
         still.also(part["still"], part["value"])
     flag[bright < LEAST_SHARE * np.median(bright)] |= np.uint32(Flag.NO_LIGHT)
-    photons = np.concatenate(gains)
-    known = photons[np.isfinite(photons)]
-    gain = float(np.median(known)) if len(known) else 1.0
+    gain = usual_photons(np.concatenate(gains)) or 1.0
     broken = still.broken(n)
     small = Thumbnails(pieces, SURVEY, UNIT, (n, *grid))
     seen = Survey(level, dark is not None, small, factor, flag, gain, broken)
@@ -155,7 +153,7 @@ def survey_scan(
 
 
 def noise_frames(n: int) -> set[int]:
-    """The frames that tell how much noise there is, whatever the blocks."""
+    """The frames that tell, beside the one before each, how much noise there is, whatever the blocks."""
     return set(np.linspace(0, n - 1, min(n, NOISE_FRAMES)).round().astype(int).tolist())
 
 
@@ -164,7 +162,7 @@ def _look(
 ) -> Mapping[str, Array]:
     """What `stop - start` frames show, one by one; together, which pixels never change."""
     h, w = dark.shape
-    small, flag, photons = [], [], []
+    small, flag, pairs = [], [], Pairs()
     first, same = None, np.ones((h, w), np.bool_)
     for a, b in iter_blocks(stop - start, h, w, memory // 2, BYTES_PER_PIXEL):
         for i, raw in enumerate(frames.read(start + a, start + b), start + a):
@@ -175,14 +173,13 @@ def _look(
             if raw.dtype.kind == "f":
                 counts[~np.isfinite(counts)] = 0
             small.append(bin_mean(torch.from_numpy(counts[None]), factor)[0].numpy())
-            if i in told:
-                photons.append(photons_per_count(counts))
+            pairs.also(counts, i in told)
     assert first is not None
     still = np.flatnonzero(same)
     return {
         "small": np.stack(small),
         "flag": np.array(flag, np.uint32),
-        "photons": np.array(photons, np.float64),
+        "photons": np.array(pairs.photons, np.float64),
         "still": still,
         "value": first.ravel()[still],
     }
@@ -239,26 +236,6 @@ class Still:
             return same
         same.flat[self._known[0]] = True
         return same if same.mean() < 0.5 else np.zeros_like(same)
-
-
-def photons_per_count(counts: Image) -> float:
-    """Mean over noise variance, at most 1 per count gained; NaN where it cannot be told.
-
-    The second difference over 2 x 2 pixels removes smooth images; its median absolute deviation is
-    blind to edges. A fixed pixel pattern makes this an underestimate, which is the safe side.
-    Large frames are looked at in pairs of rows, spread over them.
-    """
-    if min(counts.shape) < 4:
-        return 1.0
-    step = max(counts.size // ENOUGH_PIXELS, 1)
-    upper, lower = counts[:-1:step], counts[1::step]
-    across = lower - upper
-    difference = (across[:, 1:] - across[:, :-1]) / 2
-    spread: Any = 1.4826 * np.median(np.abs(difference - np.median(difference)))
-    middle = float(np.median(counts[::step]))
-    if middle <= 0 or spread <= 0:
-        return float("nan")
-    return float(np.clip(middle / spread**2, 1e-4, 100.0))
 
 
 def _nothing_left(scan: Scan, seen: Survey) -> str:
