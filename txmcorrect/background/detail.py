@@ -28,8 +28,9 @@ MOST_FRAMES = 64
 BAND_BYTES = 128 * 2**20  # of ratios that are sorted at a time
 LIKE = 0.15  # rank correlation with the scan's own pattern; less is another detector or optic
 RANKED = 500_000  # pixels
-INNER = 1.2  # variance of an interquartile mean over that of a mean
 WINDOW = 5  # pixels over which signal and noise are compared
+AROUND = 7  # pixels over which a frame is compared with the others
+CALMEST = 0.5  # of the usual variance: no frame is believed to have less
 REGION = 15  # pixels over which halves of a mosaic are compared
 SURE = 4.0  # deviations of their mean: what is common beyond is no chance, nor a few broken pixels
 HALVES = 8  # usable frames, at least, of a mosaic that is halved
@@ -60,7 +61,7 @@ def detail_of(
 ) -> tuple[Image, Image]:
     """Log detail `(h, w)`, zero on average over every coarse cell, and the variance of its noise.
 
-    An interquartile mean over frames: samples in some of them do not show. Parameters: see `details_of`.
+    Samples in some of the frames do not show. Parameters: see `details_of`.
     """
     return details_of(frames, index, dark, factor, memory, (slice(None),))[0]
 
@@ -266,7 +267,11 @@ def reference_detail(reference: Reference, factor: int) -> Image:
 
 
 def _robust(ratios: Image) -> tuple[Image, Image]:
-    """Centre over frames and the variance of that centre, blind to samples in a minority of frames."""
+    """Centre over frames `(m, h, w)` and the variance of that centre, blind to samples in a minority of them.
+
+    An interquartile mean first; then each frame counts by how far it is from that around a pixel: where it
+    shows a sample it says little, and elsewhere all of it counts.
+    """
     m = len(ratios)
     if m == 2:  # the value nearer to 1: a sample's edge moves a ratio away from it
         a, b = ratios
@@ -277,8 +282,14 @@ def _robust(ratios: Image) -> tuple[Image, Image]:
         return np.where(apart, nearer, agree), spread
     cut = m // 4
     ordered = np.partition(ratios, (cut, m - 1 - cut), axis=0)  # as good as sorted for what follows
-    inner = ordered[cut : m - cut]
-    centre = inner.mean(0)
+    centre = ordered[cut : m - cut].mean(0)
     # The inner half of a normal sample; 1.35 is its interquartile range in standard deviations.
     width = (ordered[m - 1 - cut] - ordered[cut]) / 1.35
-    return centre, INNER * width**2 / m
+    least = CALMEST * uniform_filter(width**2, AROUND)
+    weights, weighted = np.zeros_like(centre), np.zeros_like(centre)
+    for ratio in ratios:
+        power = uniform_filter((ratio - centre) ** 2, AROUND)
+        weight = 1 / np.maximum(np.maximum(power, least), np.float32(1e-12))
+        weights += weight
+        weighted += weight * ratio
+    return weighted / weights, 1 / weights
