@@ -20,7 +20,7 @@ Image = NDArray[np.float32]
 
 
 class Images(Protocol):
-    """Images `(h, w)` taken one at a time."""
+    """Images `(..., h, w)` taken one at a time."""
 
     def __len__(self) -> int: ...
 
@@ -35,8 +35,9 @@ class Background:
     ----------
     keys : `(k,)` frame numbers; jumps : first frames after jumps.
     fields, std : `(k, h', w')` log counts on the working grid and their spread.
-    details : fixed log patterns `(h, w)`, one for each part of the scan with a background of its own
-    (an energy); part : `(k,)` which of them a key frame belongs to. factor : bin of the working grid.
+    details : fine log patterns `(c, h, w)`, one stack for each part of the scan with a background of its own
+    (an energy): what stays, then what moves; shares : `(k, c)` how much of each is in a key frame.
+    part : `(k,)` which of them a key frame belongs to. factor : bin of the working grid.
     amplitude, flag : `(n,)`; lit : `(h, w)`; dark : `(h, w)`.
     grain : photon noise of the details, rms of the log.
     conditions : what the model sees of a frame, to draw more samples with.
@@ -50,6 +51,7 @@ class Background:
     fields: NDArray[np.float32]
     std: NDArray[np.float32]
     details: Images
+    shares: NDArray[np.float64]
     factor: int
     amplitude: NDArray[np.float64]
     flag: NDArray[np.uint32]
@@ -67,7 +69,7 @@ class Background:
 
     def key_image(self, key: int) -> Image:
         """Log background `(h, w)` of key frame number `key`, at native resolution."""
-        return self.native(self.fields[key]) + self._detail(key)
+        return self.native(self.fields[key]) + self._detail(key, self.shares[key])
 
     def key_std(self, key: int) -> Image:
         """Spread `(h, w)` of the log background of key frame number `key`."""
@@ -82,8 +84,8 @@ class Background:
         left, right, t = key_weights(self.keys, self.jumps, frame)
         if left == right:
             return self.key_image(left)
-        mixed = (1 - t) * self.fields[left] + t * self.fields[right]
-        return self.native(mixed.astype(np.float32)) + self._detail(left)
+        field, share = ((1 - t) * x[left] + t * x[right] for x in (self.fields, self.shares))
+        return self.native(field.astype(np.float32)) + self._detail(left, share)
 
     def verdict(self) -> Verdict:
         blind: tuple[str, ...] = ()
@@ -98,8 +100,13 @@ class Background:
         h, w = self.lit.shape
         return spread_out(torch.from_numpy(small)[None], self.factor, (h, w))[0].numpy()
 
-    def _detail(self, key: int) -> Image:
-        return self.details[0 if self.part is None else int(self.part[key])]
+    def _detail(self, key: int, shares: NDArray[np.float64]) -> Image:
+        """Fine pattern `(h, w)` in the part of a key frame: so much of each."""
+        images = self.details[0 if self.part is None else int(self.part[key])]
+        detail = images[0]
+        for image, share in zip(images[1:], shares[1:], strict=False):
+            detail = detail + np.float32(share) * image
+        return detail
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class StoredDetails:
     def __getitem__(self, index: int, /) -> Image:
         last = self._last  # threads may come together: each looks at one state
         if last is None or last[0] != index:
-            last = self._last = (index, self._stores[index].get("detail", 0)["detail"])
+            last = self._last = (index, self._stores[index].get("moving", 0)["details"])
         return last[1]
 
 
@@ -148,6 +155,9 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
             [getattr(b, name) + s for b, s in zip(backgrounds, starts, strict=True)]
         )
 
+    most = max(b.shares.shape[1] for b in backgrounds)
+    shares = [np.pad(b.shares, ((0, 0), (0, most - b.shares.shape[1]))) for b in backgrounds]
+
     def together(name: str) -> NDArray[np.float32]:
         return np.concatenate([getattr(b, name) for b in backgrounds])
 
@@ -158,6 +168,7 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
         fields=together("fields"),
         std=together("std"),
         details=details,
+        shares=np.concatenate(shares),
         amplitude=np.concatenate([b.amplitude for b in backgrounds]),
         flag=np.concatenate([b.flag for b in backgrounds]),
         lit=np.logical_and.reduce([b.lit for b in backgrounds]),
@@ -186,6 +197,7 @@ def cut(background: Background, start: int) -> Background:
         jumps=jumps,
         fields=background.fields[first:],
         std=background.std[first:],
+        shares=background.shares[first:],
         amplitude=background.amplitude[start:],
         flag=background.flag[start:],
         leak=background.leak[first:],

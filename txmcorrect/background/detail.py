@@ -153,43 +153,73 @@ def fixed_pattern(
     more exposures of the same pattern. In a mosaic, where no sample stands still, what either half of the
     frames shows is the beam's, however it has moved since the references were taken.
     """
-    index = choose_frames(survey.usable)
+    own = own_pattern(scan, survey, memory)
+    lit = survey_light(survey, own.pattern.shape)
+    fitting, fit, odd = [], [], [np.empty((0, 2), np.intp)]
+    kept = shrunk(own.pattern, own.noise)
+    for i, reference in enumerate(references):
+        theirs = reference_detail(reference, survey.factor)
+        if survey.factor > 1:
+            pixels = odd_pixels(reference, theirs - own.pattern, lit)
+            if len(pixels):
+                reference = mended(reference, pixels, survey.factor)
+                theirs = reference_detail(reference, survey.factor)
+                odd.append(np.stack([np.full_like(pixels, i), pixels], 1))
+        if survey.factor == 1 or float(kept.std()) < 1e-4 or likeness(kept, theirs) > LIKE:
+            fitting.append((reference, theirs))
+            fit.append(i)
+    found, strange = np.array(fit, np.intp), np.concatenate(odd)
+    if not fit:
+        return Pattern(kept, found, min(_rms(own.noise**0.5, lit), _rms(kept, lit)), strange)
+    detail, grain = told_pattern(scan, survey, own, fitting)
+    return Pattern(detail, found, grain, strange)
 
+
+@dataclass(frozen=True)
+class Own:
+    """What the frames of a scan show of its fixed pattern: `pattern` `(h, w)` log, variance of its `noise`, and
+    in a mosaic what either half of the frames shows.
+    """
+
+    pattern: Image
+    noise: Image
+    halves: tuple[Image, Image] | None = None
+
+
+def own_pattern(scan: Scan, survey: Survey, memory: int) -> Own:
+    """Look at up to 64 frames; `memory` in bytes."""
+    index = choose_frames(survey.usable)
     halved = scan.corner_px is not None and len(index) >= HALVES and survey.factor > 1
     parts = [slice(None), *([slice(0, None, 2), slice(1, None, 2)] if halved else [])]
     (seen, noise), *halves = details_of(
         scan.projections, index, survey.dark, survey.factor, memory, parts
     )
-    if halved:
-        (one, _), (other, _) = halves
-        noise = np.maximum(noise, half_noise(one, other))
-    own = shrunk(seen, noise)
-    total, photons = np.zeros_like(own), np.zeros_like(own)
-    lit = survey_light(survey, own.shape)
-    fit, odd = [], [np.empty((0, 2), np.intp)]
-    for i, reference in enumerate(references):
-        theirs = reference_detail(reference, survey.factor)
-        if survey.factor > 1:
-            pixels = odd_pixels(reference, theirs - seen, lit)
-            if len(pixels):
-                theirs = reference_detail(mended(reference, pixels, survey.factor), survey.factor)
-                odd.append(np.stack([np.full_like(pixels, i), pixels], 1))
-        if survey.factor == 1 or float(own.std()) < 1e-4 or likeness(own, theirs) > LIKE:
-            detected = photons_of(reference, survey) * np.maximum(reference.counts, LEAST)
-            total, photons = total + detected * theirs, photons + detected
-            fit.append(i)
-    found, strange = np.array(fit, np.intp), np.concatenate(odd)
-    if not fit:
-        return Pattern(own, found, min(_rms(noise**0.5, lit), _rms(own, lit)), strange)
+    if not halved:
+        return Own(seen, noise)
+    (one, _), (other, _) = halves
+    return Own(seen, np.maximum(noise, half_noise(one, other)), (one, other))
+
+
+def told_pattern(
+    scan: Scan, survey: Survey, own: Own, fitting: Sequence[tuple[Reference, Image]]
+) -> tuple[Image, float]:
+    """The fixed pattern `(h, w)` by references and what each shows of it, and by the frames' `own`; its noise, rms."""
+    total, photons = np.zeros_like(own.pattern), np.zeros_like(own.pattern)
+    for reference, theirs in fitting:
+        detected = photons_of(reference, survey) * np.maximum(reference.counts, LEAST)
+        total, photons = total + detected * theirs, photons + detected
     told, doubt = total / photons, np.reciprocal(np.maximum(photons, np.float32(1)))
+    lit = survey_light(survey, told.shape)
     if survey.factor == 1:  # nothing is finer than the grid
-        return Pattern(told, found, 0.0, strange)
+        return told, 0.0
     if not moves(scan):
-        return Pattern(told, found, _rms(doubt**0.5, lit), strange)
-    moved = in_both(one - told, other - told) if halved else None
-    detail = averaged(told, doubt, seen, noise, moved)
-    grain = _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
-    return Pattern(detail, found, grain, strange)
+        return told, _rms(doubt**0.5, lit)
+    moved = None
+    if own.halves is not None:
+        moved = in_both(own.halves[0] - told, own.halves[1] - told)
+    noise = own.noise
+    detail = averaged(told, doubt, own.pattern, noise, moved)
+    return detail, _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
 
 
 def photons_of(reference: Reference, survey: Survey) -> np.float32:
@@ -259,7 +289,12 @@ def likeness(own: Image, theirs: Image) -> float:
 
 def reference_detail(reference: Reference, factor: int) -> Image:
     """Log detail `(h, w)` of a mean reference."""
-    counts = torch.from_numpy(np.maximum(reference.counts, LEAST))[None]
+    return flat_detail(reference.counts, factor)
+
+
+def flat_detail(flat: Image, factor: int) -> Image:
+    """Log detail `(h, w)` of counts above dark without any sample."""
+    counts = torch.from_numpy(np.maximum(flat, LEAST))[None]
     shape = (counts.shape[1], counts.shape[2])
     # Logarithms are interpolated, here as where detail is put back: exact for this reference.
     coarse = spread_out(bin_mean(counts, factor).log(), factor, shape)

@@ -205,6 +205,7 @@ class _Live:
             jumps=np.zeros(0, np.intp),
             fields=last.fields[-1:],
             std=last.std[-1:],
+            shares=last.shares[-1:],
             amplitude=np.ones(count),
             flag=np.full(count, np.uint32(Flag.NO_LIGHT)),
             leak=np.zeros(1),

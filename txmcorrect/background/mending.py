@@ -36,13 +36,18 @@ def mended(reference: Reference, pixels: NDArray[np.intp], factor: int) -> Refer
     """The reference with what is usual around in `pixels`, flat indices; `factor` of the working grid."""
     if len(pixels) == 0:
         return reference
-    counts = reference.counts.copy()
-    counts.ravel()[pixels] = _around(counts, pixels)
-    flats = reference.flats
+
+    def healed(image: Image) -> Image:
+        image = image.copy()
+        image.ravel()[pixels] = _around(image, pixels)
+        return image
+
+    counts, flats, flat = healed(reference.counts), reference.flats, reference.flat
     if flats is not None:
         change = torch.from_numpy(counts - reference.counts)[None]
         flats = flats + bin_mean(change, factor).numpy()
-    return replace(reference, counts=counts, flats=flats)
+    single = None if flat is None else lambda i: healed(flat(i))
+    return replace(reference, counts=counts, flats=flats, flat=single)
 
 
 def _around(image: Image, pixels: NDArray[np.intp]) -> Image:

@@ -109,9 +109,10 @@ def _reference(
         counts = counts * (usual / np.concatenate(currents)).astype(np.float32)[:, None, None]
         exposure = np.log(problem.current_ma / usual)
     factor = working_bin((counts.shape[1], counts.shape[2]), size)
+    counts = counts.astype(np.float32)
     pairs = Pairs()
     for flat in counts:
-        pairs.also(flat.astype(np.float32))
+        pairs.also(flat)
     before = None
     if members[0][1] is not None:
         before = np.concatenate([np.full(len(f.counts), p) for f, p in members]).astype(np.intp)
@@ -120,9 +121,10 @@ def _reference(
         exposure,
         known,
         name,
-        bin_mean(torch.from_numpy(counts.astype(np.float32)), factor).numpy(),
+        bin_mean(torch.from_numpy(counts), factor).numpy(),
         before,
         photons_of_mean(pairs),
+        counts.__getitem__,
     )
 
 

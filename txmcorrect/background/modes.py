@@ -27,13 +27,16 @@ BRIGHT, HALF = np.float32(0.9), np.float32(0.5)
 
 def principal(bank: Image, lit: NDArray[np.bool_]) -> tuple[Image, Image]:
     """Mean `(h, w)` and components `(k, h, w)` of log references `(m, h, w)`, as large as their spread."""
-    mean = bank.mean(0)
-    change = bank - mean
-    flat = (change * lit).reshape(len(bank), -1).astype(np.float64)
+    mean, shares = bank.mean(0), principal_shares(bank, lit)
+    return mean, np.tensordot(shares, bank - mean, 1).astype(np.float32)
+
+
+def principal_shares(bank: Image, lit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What each of the log references `(m, h, w)` adds to the components, `(k, m)`."""
+    flat = ((bank - bank.mean(0)) * lit).reshape(len(bank), -1).astype(np.float64)
     vectors = np.linalg.eigh(flat @ flat.T)[1][:, ::-1]
     count = min(COMPONENTS, len(bank) - 1)
-    images = np.tensordot(vectors[:, :count].T, change, 1) / math.sqrt(max(len(bank) - 1, 1))
-    return mean, images.astype(np.float32)
+    return np.asarray(vectors[:, :count].T / math.sqrt(max(len(bank) - 1, 1)))
 
 
 def cosines(shape: tuple[int, ...], most: int) -> Image:

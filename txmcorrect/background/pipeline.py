@@ -1,6 +1,7 @@
 """Scan -> background: what correct, mosaic, tomo and evaluate share.
 
-    survey (one pass) -> detail -> key frames (network) -> levels, amplitudes, flags -> Background
+    survey (one pass) -> detail -> key frames (network) -> levels -> what moves in the detail -> amplitudes, flags
+    -> Background
 
 Dear intermediate results are numbered pieces of work, which several processes may share and a run
 that was killed finds again (`team.Pieces`).
@@ -31,6 +32,7 @@ from txmcorrect.background.fixed import fixed_of
 from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
+from txmcorrect.background.moving import moving_pattern
 from txmcorrect.background.overlaps import Shared, read_overlaps
 from txmcorrect.background.remembered import with_remembered
 from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
@@ -128,21 +130,22 @@ def estimate_background(
                 fields, small_lit, absolute[0].log_exposure[keys], absolute[0], survey.factor
             )
         scale = f"reference ({absolute[0].origin}, exposure and current recorded)"
+    light = torch.from_numpy(small_lit.astype(np.float32))[None]
+    lit = (spread_out(light, survey.factor, (h, w))[0].numpy() > 0.5) & ~survey.broken
+    details, shares = _fine(scan, seen, fields, small_lit, lit, memory, pieces)
     amplitude = amplitudes(survey, fields, keys, jumps, small_lit, exposure)
     flag, leak = flag_frames(survey, keys, fields, std, small_lit, jumps)
-    lit_map = spread_out(
-        torch.from_numpy(small_lit.astype(np.float32))[None], survey.factor, (h, w)
-    )
     return Background(
         keys=keys,
         jumps=jumps,
         fields=fields,
         std=std,
-        details=(pattern.detail,),
+        details=(details,),
+        shares=shares,
         factor=survey.factor,
         amplitude=amplitude,
         flag=flag,
-        lit=(lit_map[0].numpy() > 0.5) & ~survey.broken,
+        lit=lit,
         dark=survey.dark,
         scale=scale,
         notes=(*seen.notes, *conditions.notes),
@@ -261,6 +264,31 @@ def _key_fields(
         fields = np.concatenate([fields, new_fields])[order]
         std = np.concatenate([std, new_std])[order]
     return keys, fields, std
+
+
+def _fine(
+    scan: Scan,
+    seen: Seen,
+    fields: NDArray[np.float32],
+    cells: NDArray[np.bool_],
+    lit: NDArray[np.bool_],
+    memory: int,
+    pieces: Pieces,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """What is finer than the grid: patterns `(c, h, w)`, and how much of each key frames have, `(k, c)`."""
+
+    def make(_: int) -> Mapping[str, Array]:
+        detail, shares = seen.pattern.detail, np.ones((len(fields), 1))
+        found = moving_pattern(scan, seen.survey, seen.references, fields, cells, lit, memory)
+        if found is None:
+            return {"details": detail[None], "shares": shares}
+        return {
+            "details": np.concatenate([found.detail[None], found.images]),
+            "shares": np.concatenate([shares, found.shares], 1),
+        }
+
+    (made,) = pieces.each("moving", 1, make)
+    return made["details"], made["shares"]
 
 
 def _expected(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ class Reference:
     median; `absolute`: both sides' exposure and current are recorded. `flats` `(k, h', w')`: the
     single frames on the working grid, scaled alike; `before` `(k,)`: frames taken before each.
     None where only the mean is known, or the order is not. `photons`: detected ones per count of the
-    mean, from how the flats differ; None where there are fewer than two.
+    mean, from how the flats differ; None where there are fewer than two. `flat`: single frame number i,
+    `(h, w)`, scaled alike.
     """
 
     counts: NDArray[np.float32]
@@ -36,6 +38,7 @@ class Reference:
     flats: NDArray[np.float32] | None = None
     before: NDArray[np.intp] | None = None
     photons: float | None = None
+    flat: Callable[[int], NDArray[np.float32]] | None = field(default=None, repr=False)
 
 
 def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: int) -> Reference:
@@ -46,22 +49,27 @@ def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: 
     group = match.references
     own = dark if group.darks is None else mean_frame(group.darks)
     total = np.zeros(group.frames.shape[1:], np.float64)
+
+    def flat(i: int) -> NDArray[np.float32]:
+        counts = group.frames.read(i, i + 1)[0].astype(np.float64) - own
+        return (counts * match.scale[i]).astype(np.float32)
+
     small = []
     pairs = Pairs()
     for i in range(group.frames.shape[0]):
-        flat = (group.frames.read(i, i + 1)[0].astype(np.float64) - own) * match.scale[i]
-        total += flat
-        pairs.also(flat.astype(np.float32))
-        small.append(bin_mean(torch.from_numpy(flat[None]).float(), factor)[0].numpy())
-    counts = (total / group.frames.shape[0]).astype(np.float32)
+        counts = flat(i)
+        total += counts
+        pairs.also(counts)
+        small.append(bin_mean(torch.from_numpy(counts[None]), factor)[0].numpy())
     return Reference(
-        counts,
+        (total / group.frames.shape[0]).astype(np.float32),
         np.log(match.frame_scale),
         match.absolute,
         group.origin,
         np.array(small, np.float32),
         group.before,
         photons_of_mean(pairs),
+        flat,
     )
 
 
