@@ -145,7 +145,11 @@ class Pattern:
 
 
 def fixed_pattern(
-    scan: Scan, survey: Survey, references: tuple[Reference, ...], memory: int
+    scan: Scan,
+    survey: Survey,
+    references: tuple[Reference, ...],
+    memory: int,
+    freed: bool = False,
 ) -> Pattern:
     """The fixed pattern of a scan: from references that show it, else from all its frames.
 
@@ -153,7 +157,7 @@ def fixed_pattern(
     more exposures of the same pattern. In a mosaic, where no sample stands still, what either half of the
     frames shows is the beam's, however it has moved since the references were taken.
     """
-    own = own_pattern(scan, survey, memory)
+    own = own_pattern(scan, survey, memory, freed)
     lit = survey_light(survey, own.pattern.shape)
     fitting, fit, odd = [], [], [np.empty((0, 2), np.intp)]
     kept = shrunk(own.pattern, own.noise)
@@ -186,11 +190,13 @@ class Own:
     halves: tuple[Image, Image] | None = None
 
 
-def own_pattern(scan: Scan, survey: Survey, memory: int) -> Own:
-    """Look at up to 64 frames; `memory` in bytes."""
+def own_pattern(scan: Scan, survey: Survey, memory: int, freed: bool = False) -> Own:
+    """Look at up to 64 frames; `memory` in bytes. freed : what stood in all frames was taken out."""
     index = choose_frames(survey.usable)
-    halved = scan.corner_px is not None and len(index) >= HALVES and survey.factor > 1
-    parts = [slice(None), *([slice(0, None, 2), slice(1, None, 2)] if halved else [])]
+    halved = (freed or scan.corner_px is not None) and len(index) >= HALVES and survey.factor > 1
+    middle = len(index) // 2  # halves of a turn see the sample from different sides
+    sides = [slice(middle), slice(middle, None)] if freed else [slice(0, None, 2), slice(1, None, 2)]
+    parts = [slice(None), *(sides if halved else [])]
     (seen, noise), *halves = details_of(
         scan.projections, index, survey.dark, survey.factor, memory, parts
     )

@@ -21,7 +21,6 @@ from txmcorrect.background.detail import (
     flat_detail,
     own_pattern,
     photons_of,
-    reference_detail,
     told_pattern,
 )
 from txmcorrect.background.modes import principal_shares
