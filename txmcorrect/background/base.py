@@ -143,7 +143,9 @@ def find_base(known: Known) -> Base:
 
     def fit_with(groups: list[Group], more: More | None, tell_apart: bool) -> Fit:
         fresh = [replace(group) for group in groups]  # sizes are found anew
-        return fit_drift(own - reference, lit, fresh, overlaps, time, tell_apart, more)
+        return fit_drift(
+            own - reference, lit, fresh, overlaps, time, tell_apart, more, kind != "none"
+        )
 
     def fit_one() -> Fit:
         """A single reference may be so far off that where the sample ends is guesswork: believed only where

@@ -96,7 +96,8 @@ def find_standing(
         return None
     moved = [beside.moved(place, view, height) for view in seen]
     # Where it swings its shadow is not the same in all frames.
-    return beside.standing(place) if np.std(moved) < MOST_SHIFT * w / SEARCHED else None
+    low, high = np.quantile(moved, (0.16, 0.84))  # blind to a frame that is half dark
+    return beside.standing(place) if (high - low) / 2 < MOST_SHIFT * w / SEARCHED else None
 
 
 def _median(rows: Array) -> Array:

@@ -153,6 +153,8 @@ def fixed_pattern(
 ) -> Pattern:
     """The fixed pattern of a scan: from references that show it, else from all its frames.
 
+    `freed` : what stood in all frames was taken out of them; `memory` in bytes.
+
     Where the sample moves before the detector, frames and references are averaged: they are as many
     more exposures of the same pattern. In a mosaic, where no sample stands still, what either half of the
     frames shows is the beam's, however it has moved since the references were taken.
@@ -195,7 +197,9 @@ def own_pattern(scan: Scan, survey: Survey, memory: int, freed: bool = False) ->
     index = choose_frames(survey.usable)
     halved = (freed or scan.corner_px is not None) and len(index) >= HALVES and survey.factor > 1
     middle = len(index) // 2  # halves of a turn see the sample from different sides
-    sides = [slice(middle), slice(middle, None)] if freed else [slice(0, None, 2), slice(1, None, 2)]
+    sides = (
+        [slice(middle), slice(middle, None)] if freed else [slice(0, None, 2), slice(1, None, 2)]
+    )
     parts = [slice(None), *(sides if halved else [])]
     (seen, noise), *halves = details_of(
         scan.projections, index, survey.dark, survey.factor, memory, parts
@@ -209,7 +213,7 @@ def own_pattern(scan: Scan, survey: Survey, memory: int, freed: bool = False) ->
 def told_pattern(
     scan: Scan, survey: Survey, own: Own, fitting: Sequence[tuple[Reference, Image]]
 ) -> tuple[Image, float]:
-    """The fixed pattern `(h, w)` by references and what each shows of it, and by the frames' `own`; its noise, rms."""
+    """The fixed pattern `(h, w)` and its noise, rms: by references and what each shows, and by `own`."""
     total, photons = np.zeros_like(own.pattern), np.zeros_like(own.pattern)
     for reference, theirs in fitting:
         detected = photons_of(reference, survey) * np.maximum(reference.counts, LEAST)
@@ -229,7 +233,7 @@ def told_pattern(
 
 
 def photons_of(reference: Reference, survey: Survey) -> np.float32:
-    """Detected photons per count of a mean reference; where its flats don't tell, a count is that of a frame."""
+    """Detected photons per count of a mean reference; if its flats don't tell, as of the scan's frames."""
     frames = 1 if reference.flats is None else len(reference.flats)
     told = reference.photons
     return np.float32(survey.photons * frames if told is None else told)

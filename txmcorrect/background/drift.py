@@ -51,6 +51,9 @@ STEADY, STRAIGHT, DRIFTING, SLOW = (0,), (0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4)
 MOVING, BENT = (1, 2, 3), (6, 7, 8)
 ABRUPT: tuple[int, ...] = ()  # of modes that only jump
 MOST_JUMPS = 2
+FOLLOWED = (
+    2  # times that each frame's own departure is followed, as steps far off are all but rejected
+)
 
 
 @dataclass
@@ -135,6 +138,7 @@ def fit_drift(
     time: Array | None = None,
     turning: bool = False,
     more: More | None = None,
+    referenced: bool = False,
 ) -> Fit:
     """Fit the modes of `groups` to frames.
 
@@ -147,16 +151,17 @@ def fit_drift(
     time : `(n,)` of each frame, 0 to 1; None: equally far apart.
     turning : the sample turns: it may stand in the same cells in all frames.
     more : makes one more group once it is roughly known how the frames differ from the reference.
+    referenced : `logs` are over a reference without any sample.
     """
     if time is None:
         time = np.linspace(0, 1, len(logs)) if len(logs) > 1 else np.zeros(1)
     given = [(g.size, g.course) for g in groups]
-    fit = _Fitting(logs, lit, groups, overlaps, time, turning)
+    fit = _Fitting(logs, lit, groups, overlaps, time, turning, referenced)
     fit.run(more)
     if fit.lost:  # what it learnt from cells that only seemed empty would stay
         for group, (size, course) in zip(groups, given, strict=True):
             group.size, group.course = size, course
-        fit = _Fitting(logs, lit, groups, overlaps, time, False)
+        fit = _Fitting(logs, lit, groups, overlaps, time, False, referenced)
         fit.run(more)
     jumps, told = tuple(sorted(fit.jumps)), fit.turning
     found = fit.change(), fit.std(), fit.std(len(COURSE))
@@ -174,8 +179,10 @@ class _Fitting:
         overlaps: Sequence[Overlap],
         time: Array,
         turning: bool,
+        referenced: bool,
     ) -> None:
         self.logs, self.lit = logs, lit
+        self.referenced = referenced
         self.turning = bool(turning and lit.any())
         self.lost = False
         self.overlaps = overlaps
@@ -391,14 +398,26 @@ class _Fitting:
         left = self.left()
         if not self.turning:  # what has jumped would look like a sample
             self.steps.forget_passing()
-        belief, modes = self.steps.belief(left), self._modes(turn)
-        normal, pull = normals(modes, belief), scores(modes, belief, left)
-        own = np.linalg.solve(normal + np.eye(len(modes)) / NEW, pull[..., None])[..., 0]
+        modes = self._modes(turn)
+        normal, pull, own = self._departure(modes, left, left)
+        if self.referenced:  # without a reference the sample would be followed as well
+            for _ in range(FOLLOWED):
+                own = self._departure(modes, left, left - own.astype(np.float32) @ modes)[2]
         images = np.concatenate([g.images for g in turn])[:, self.lit]
         crossing = [Crossing(*pair) for pair in self._seen_apart(turn)]
         followed = sorted({c for g in self.groups for c in g.course if self._follows(c)})
         smeared = Smeared(self.course[:, followed], normal, pull)
         return find_jump(own, images, smeared, crossing, self.jumps, self.stiff)
+
+    def _departure(self, modes: Image, left: Image, believed: Image) -> tuple[Array, Array, Array]:
+        """How each frame departs from the fit, `(n, k)`, after its normal matrix and score of some modes.
+
+        `left` `(n, p)` steps; `believed` : what would be left, by which they count.
+        """
+        belief = self.steps.belief(believed)
+        normal, pull = normals(modes, belief), scores(modes, belief, left)
+        own = np.linalg.solve(normal + np.eye(len(modes)) / NEW, pull[..., None])[..., 0]
+        return normal, pull, own
 
     def _seen_apart(self, turn: list[Group]) -> Iterator[tuple[Array, Array, Array, Array]]:
         """Of each overlap: places of the two frames, what each sees of some modes, what they differ by."""

@@ -83,7 +83,7 @@ def known_scan(
             assert reference.before is not None
             start, end = (float(reference.before[chosen].mean()) for chosen in (early, ~early))
             place = np.clip((np.arange(n) + 0.5 - start) / (end - start), 0, 1)
-        elif _is_bank(flats):
+        elif is_bank(flats):
             bank, bank_owner = flats, reference
         elif owner is None:
             before, owner = flats.mean(0), reference
@@ -115,7 +115,7 @@ def _single_flats(reference: Reference, factor: int) -> Image:
     return np.maximum(small, LEAST)
 
 
-def _is_bank(flats: Image) -> bool:
+def is_bank(flats: Image) -> bool:
     """Whether flats differ by more than noise: they saw the beam at different times."""
     if len(flats) < 3:
         return False

@@ -1,9 +1,9 @@
-"""What is finer than the working grid and moves: the beam's own structure, as references of several moments show it.
+"""What is finer than the working grid and moves: the beam's own structure, as references show it.
 
-The detector's pattern stays where it is, and fine structure of the beam goes with what is coarse in it. References
-of several moments show how: their principal components on the working grid have a fine part each, the same sum of
-the same references (eigen flats, Van Nieuwenhove et al. 2015). How much of each component a frame has is known
-from its background on the grid.
+The detector's pattern stays where it is, and fine structure of the beam goes with what is coarse in it.
+References of several moments show how: their principal components on the working grid have a fine part
+each, the same sum of the same references (eigen flats, Van Nieuwenhove et al. 2015). How much of each
+component a frame has is known from its background on the grid.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from txmcorrect.background.detail import (
     photons_of,
     told_pattern,
 )
+from txmcorrect.background.known import is_bank
 from txmcorrect.background.modes import principal_shares
 from txmcorrect.background.scale import LEAST, Reference
 from txmcorrect.background.survey import Survey
@@ -50,8 +51,8 @@ class Moment:
 
 @dataclass(frozen=True)
 class Moving:
-    """The fixed pattern `(h, w)` at the scan's mean background; `images` `(c, h, w)` natural log that come on top of
-    it, and how much of them key frames have, `shares` `(k, c)`.
+    """`detail`: the fixed pattern `(h, w)` at the scan's mean background; `images` `(c, h, w)` that come on
+    top of it, and how much of them key frames have, `shares` `(k, c)`. Natural log.
     """
 
     detail: Image
@@ -60,14 +61,16 @@ class Moving:
 
 
 def moments_of(references: Sequence[Reference], survey: Survey) -> list[Moment]:
-    """Flats of a bank stand for themselves; others by when they were taken."""
+    """Flats of a bank stand for themselves, others by when they were taken."""
     found = []
     for reference in references:
         if reference.flats is None or reference.flat is None:
             continue
         count = len(reference.flats)
         single = float(photons_of(reference, survey)) / count
-        places = np.arange(count) if reference.before is None else reference.before
+        places = reference.before
+        if places is None:
+            places = np.arange(count) if is_bank(reference.flats) else np.zeros(count, np.intp)
         for place in np.unique(places):
             numbers = np.flatnonzero(places == place)
             small = reference.flats[numbers].mean(0)
@@ -86,10 +89,12 @@ def moving_pattern(
     lit: NDArray[np.bool_],
     memory: int,
 ) -> Moving | None:
-    """What moves with the background `fields` `(k, h', w')` of key frames, natural log; None where nothing does.
+    """What moves with the background `fields` `(k, h', w')` of key frames, natural log; None if nothing does.
 
-    `references` : those that fit, without their odd pixels. cells `(h', w')` and pixels
-    lit `(h, w)` : those with light. memory : bytes.
+    Parameters
+    ----------
+    references : those that fit, without their odd pixels. cells `(h', w')`, lit `(h, w)` : with light.
+    memory : bytes.
     """
     moments = moments_of(references, survey)
     if survey.factor == 1 or len(moments) < 2 or not cells.any():
@@ -125,8 +130,8 @@ def moving_pattern(
 
 
 def _is_seen(own: Own, shown: Image, moved: Image, lit: NDArray[np.bool_]) -> bool:
-    """Whether the frames do not contradict that a reference `moved` `(h, w)` to what is now `shown`: they may be
-    of a beam that references know nothing of.
+    """Whether frames do not contradict that what a reference showed has `moved` to `shown`, `(h, w)` each:
+    theirs may be a beam that references know nothing of.
     """
     power = float((moved[lit] ** 2).sum())
     if power == 0:
@@ -155,7 +160,9 @@ def _fine_sums(moments: Sequence[Moment], shares: Array, survey: Survey) -> Imag
     for moment, share in zip(moments, shares.T, strict=True):
         flat = moment.reference.flat
         assert flat is not None
-        counts = sum(flat(number) for number in moment.numbers) / np.float32(len(moment.numbers))
+        counts = np.zeros_like(moment.reference.counts)
+        for number in moment.numbers:
+            counts += flat(number) / np.float32(len(moment.numbers))
         fine = flat_detail(counts, survey.factor)
         for image, part in zip(images, share, strict=True):
             if part:
@@ -174,7 +181,7 @@ def _noise(moments: Sequence[Moment], share: Array) -> Image:
 
 
 def told_by_spectrum(image: Image, noise: Image, lit: NDArray[np.bool_]) -> Image:
-    """Of an image `(h, w)` what stands out of white noise of variance `noise` `(h, w)`, by frequency (Wiener 1949)."""
+    """What stands out of white noise of variance `noise` in an image, by frequency (Wiener 1949); `(h, w)`."""
     deviation = np.sqrt(noise)
     modes = scipy.fft.dctn(np.where(lit, image / deviation, np.float32(0)), norm="ortho")
     rows, columns = (np.arange(size) / size for size in image.shape)

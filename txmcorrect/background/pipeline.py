@@ -1,7 +1,7 @@
 """Scan -> background: what correct, mosaic, tomo and evaluate share.
 
-    survey (one pass) -> detail -> key frames (network) -> levels -> what moves in the detail -> amplitudes, flags
-    -> Background
+    survey (one pass) -> detail -> key frames (network) -> levels, what moves of the detail, amplitudes,
+    flags -> Background
 
 Dear intermediate results are numbered pieces of work, which several processes may share and a run
 that was killed finds again (`team.Pieces`).
