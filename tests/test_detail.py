@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from txmcorrect.background.detail import averaged, moves, reference_detail, shrunk
+from txmcorrect.background.detail import _robust, averaged, moves, reference_detail, shrunk
 from txmcorrect.background.mending import mended, odd_pixels
 from txmcorrect.background.methods import as_scan, references_of
 from txmcorrect.background.pipeline import look_at
 from txmcorrect.background.scale import Reference
+from txmcorrect.baselines.contract import Flats, Problem
 from txmcorrect.judge.scenes import Setting, simulated_scene
 from txmcorrect.weights import load_model
 
@@ -56,6 +57,49 @@ def test_what_is_shrunk_keeps_a_pattern_and_drops_noise():
     kept = shrunk(noisy(rng, pattern, 0.004), variance(0.004))
     assert (kept - pattern)[:, :28].std() < 0.0042
     assert kept[:, 36:].std() < 0.002
+
+
+@pytest.mark.parametrize("bank_flats", [1, 25])
+def test_references_count_by_their_own_noise(bank_flats):
+    """Each member of a bank may be the mean of many flats: nobody says so, but their noise does."""
+    rng = np.random.default_rng(8)
+    shape, light = (128, 128), 4000.0
+    gain = np.exp(0.01 * rng.standard_normal(shape))
+    expected = light * gain
+    problem = Problem(
+        frames=rng.poisson(np.repeat(expected[None], 16, 0)).astype(np.float32),
+        dark=np.zeros(shape, np.float32),
+        lit=np.ones(shape, bool),
+        stale=Flats(rng.poisson(np.repeat(expected[None], 4, 0)).astype(np.float32)),
+        bank=Flats(
+            (rng.poisson(np.repeat(bank_flats * expected[None], 6, 0)) / bank_flats).astype(
+                np.float32
+            )
+        ),
+    )
+    references = references_of(problem, 64)
+    counted = [reference.photons for reference in references]
+    assert counted == pytest.approx([6 * bank_flats, 4], rel=0.15)
+    seen = look_at(as_scan(problem), load_model("bundled", "stack"), references=references)
+    error = seen.pattern.detail - reference_detail(
+        replace(references[0], counts=expected.astype(np.float32)), 2
+    )
+    best = 1 / np.sqrt(light * (6 * bank_flats + 4))
+    assert error.std() < 1.1 * best
+    assert seen.pattern.grain == pytest.approx(best, rel=0.15)
+
+
+def test_a_frame_that_shows_a_sample_counts_less_around_it():
+    """A quarter of the frames show one: the pattern is nearly as good as that of the others."""
+    rng = np.random.default_rng(9)
+    pattern = 1 + 0.01 * rng.standard_normal((48, 96))
+    ratios = pattern + 0.014 * rng.standard_normal((16, 48, 96))
+    for i in range(16):  # a texture that moves from frame to frame
+        ratios[i, :, 6 * i : 6 * i + 24] += 0.1 * rng.standard_normal((48, min(24, 96 - 6 * i)))
+    centre, noise = _robust(ratios.astype(np.float32))
+    error = float((centre - pattern).std())
+    assert error < 1.1 * 0.014 / np.sqrt(12)
+    assert float(np.sqrt(noise.mean())) == pytest.approx(error, rel=0.15)
 
 
 def test_only_samples_that_move_are_averaged_over():

@@ -68,6 +68,14 @@ def test_a_capillary_may_lean_but_not_swing(scene):
     assert found_in(problem, (swinging + problem.dark).astype(np.float32)) is None
 
 
+def test_a_frame_that_is_half_dark_does_not_hide_a_capillary(scene):
+    """A shutter in the way moves what looks like the axis of that frame, not of the others."""
+    frames = scene.problem.frames.copy()
+    half = frames.shape[2] // 2
+    frames[5, :, :half] = 0.05 * frames[5, :, :half] + 0.95 * scene.problem.dark[:, :half]
+    assert found_in(scene.problem, frames) is not None
+
+
 def test_a_pillar_is_one_cylinder(scene):
     across = np.clip(1 - ((np.arange(128) - 60) / 35) ** 2, 0, None) ** 0.5
     light = np.exp(scene.truth.log_background - np.float32(0.3) * across.astype(np.float32))
