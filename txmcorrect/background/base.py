@@ -143,8 +143,9 @@ def find_base(known: Known) -> Base:
 
     def fit_with(groups: list[Group], more: More | None, tell_apart: bool) -> Fit:
         fresh = [replace(group) for group in groups]  # sizes are found anew
+        given = kind != "none"
         return fit_drift(
-            own - reference, lit, fresh, overlaps, time, tell_apart, more, kind != "none"
+            own - reference, lit, fresh, overlaps, time, tell_apart, more, given, known.turning
         )
 
     def fit_one() -> Fit:

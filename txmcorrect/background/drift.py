@@ -33,7 +33,7 @@ from txmcorrect.background.evidence import (
     usual_size,
     widened,
 )
-from txmcorrect.background.jumps import LEAST_SIDE, Crossing, Smeared, find_jump
+from txmcorrect.background.jumps import JUMP_SIZE, LEAST_SIDE, Crossing, Smeared, find_jump
 from txmcorrect.background.overlaps import Overlap
 from txmcorrect.background.steps import Steps
 
@@ -51,6 +51,7 @@ STEADY, STRAIGHT, DRIFTING, SLOW = (0,), (0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4)
 MOVING, BENT = (1, 2, 3), (6, 7, 8)
 ABRUPT: tuple[int, ...] = ()  # of modes that only jump
 MOST_JUMPS = 2
+ACROSS = 6  # rounds of reweighting of what differs on both sides of a jump
 FOLLOWED = (
     2  # times that each frame's own departure is followed, as steps far off are all but rejected
 )
@@ -139,6 +140,7 @@ def fit_drift(
     turning: bool = False,
     more: More | None = None,
     referenced: bool = False,
+    alike: bool = False,
 ) -> Fit:
     """Fit the modes of `groups` to frames.
 
@@ -151,17 +153,18 @@ def fit_drift(
     time : `(n,)` of each frame, 0 to 1; None: equally far apart.
     turning : the sample turns: it may stand in the same cells in all frames.
     more : makes one more group once it is roughly known how the frames differ from the reference.
-    referenced : `logs` are over a reference without any sample.
+    referenced : `logs` are over a reference without any sample. alike : frames in a row show nearly the
+    same sample.
     """
     if time is None:
         time = np.linspace(0, 1, len(logs)) if len(logs) > 1 else np.zeros(1)
     given = [(g.size, g.course) for g in groups]
-    fit = _Fitting(logs, lit, groups, overlaps, time, turning, referenced)
+    fit = _Fitting(logs, lit, groups, overlaps, time, turning, referenced, alike)
     fit.run(more)
     if fit.lost:  # what it learnt from cells that only seemed empty would stay
         for group, (size, course) in zip(groups, given, strict=True):
             group.size, group.course = size, course
-        fit = _Fitting(logs, lit, groups, overlaps, time, False, referenced)
+        fit = _Fitting(logs, lit, groups, overlaps, time, False, referenced, alike)
         fit.run(more)
     jumps, told = tuple(sorted(fit.jumps)), fit.turning
     found = fit.change(), fit.std(), fit.std(len(COURSE))
@@ -180,9 +183,10 @@ class _Fitting:
         time: Array,
         turning: bool,
         referenced: bool,
+        alike: bool,
     ) -> None:
         self.logs, self.lit = logs, lit
-        self.referenced = referenced
+        self.referenced, self.alike = referenced, alike
         self.turning = bool(turning and lit.any())
         self.lost = False
         self.overlaps = overlaps
@@ -211,18 +215,40 @@ class _Fitting:
         """
         start = 0
         jumpers = self._jumpers()
+        std = np.zeros(len(change))
+        if self.alike:
+            jumpers = [g for g in self.groups if not g.steady]
+            change, std = self._across(jump, self._modes(jumpers))
         self.jumps = (*self.jumps, jump)
         self.course = courses(self.time, None, self.jumps)
         for group in self.groups:
             jumper = any(group is g for g in jumpers)
-            if group.steady or not (jumper or 0 in group.course):
+            if group.steady or not (jumper or (0 in group.course and not self.alike)):
                 continue
             group.course = (*group.course, len(COURSE) + len(self.jumps) - 1)
             group.weights = np.pad(group.weights, ((0, 0), (0, 1)))
             group.std = np.pad(group.std, ((0, 0), (0, 1)))
             if jumper:
-                group.weights[:, -1] = change[start : start + len(group.images)]
-                start += len(group.images)
+                own = slice(start, start + len(group.images))
+                group.weights[:, -1], group.std[:, -1] = change[own], std[own]
+                start = own.stop
+
+    def _across(self, jump: int, modes: Image) -> tuple[Array, Array]:
+        """Change `(k,)` of some modes between the frames on both sides of a jump, and its deviation.
+
+        The sample is nearly the same in them, also where it covers so much that a single frame tells nothing.
+        """
+        left = self.left()
+        pairs = left[jump : jump + LEAST_SIDE] - left[jump - LEAST_SIDE : jump]
+        usual = np.median(pairs, 0)  # one of the frames may be odd
+        change = np.zeros(len(modes))
+        for _ in range(ACROSS):
+            belief = self.steps.belief_across(usual - change.astype(np.float32) @ modes)
+            weighted = modes * belief
+            normal = (weighted @ modes.T).astype(np.float64) + np.eye(len(modes)) / JUMP_SIZE**2
+            change = np.linalg.solve(normal, weighted @ usual)
+        each = np.linalg.solve(normal, (weighted @ pairs.T).astype(np.float64))
+        return change, each.std(1, ddof=1) / np.sqrt(len(pairs))
 
     def _jumpers(self) -> list[Group]:
         """Groups that tell a jump: those that only jump, as they are few modes; or else all that move."""
@@ -372,8 +398,8 @@ class _Fitting:
         for group, own, some, those in zip(turn, rows, columns, kept, strict=True):
             group.weights[:, those] = weights[own][:, some]
             group.std[:, those] = np.sqrt(variance[own][:, some])
-            if found:
-                _find_size(group, size[own][:, some])
+            if found and any(those):
+                _find_size(group, size[own][:, some], np.array(those))
 
     def _expected(self, group: Group, parts: list[int]) -> Array:
         """Prior standard deviations `(k, q)`; 0 where a group has no such part."""
@@ -383,7 +409,9 @@ class _Fitting:
 
     def _follows(self, part: int) -> bool:
         """Whether weights may follow a part of `COURSE`, or a jump, for now."""
-        return not self.stiff or part in STRAIGHT or part >= len(COURSE)
+        if part >= len(COURSE):
+            return not self.alike  # else it is known from the frames on both sides
+        return not self.stiff or part in STRAIGHT
 
     def next_jump(self) -> tuple[int, Array] | None:
         """The frame before which weights change at once, and by how much, if that explains much more.
@@ -448,17 +476,18 @@ class _Fitting:
         return np.sqrt(variance)
 
 
-def _find_size(group: Group, prior: Array) -> None:
-    """How large the weights are, from the evidence.
+def _find_size(group: Group, prior: Array, parts: NDArray[np.bool_]) -> None:
+    """How large the weights of those parts of their course are that have a `prior` `(k, q)`, from the evidence.
 
     MacKay's update is the spread of the weights over how many of them the frames determine. It approaches
     a size of nothing so slowly that fresh references were left behind; there, moments: how far the
     weights exceed what chance would give them. With a `doubt` of 1 both have the same fixed point.
     """
-    known = np.maximum(1 - (group.std / prior) ** 2, 1e-3)
+    weights, std = group.weights[:, parts], group.std[:, parts]
+    known = np.maximum(1 - (std / prior) ** 2, 1e-3)
     one = prior / group.size  # of a group of size 1
-    spread = ((group.weights / one) ** 2).sum() / known.sum()
-    chance = group.doubt * known * group.std**2
-    excess = (group.weights**2 - chance).sum() / ((known * one) ** 2).sum()
+    spread = ((weights / one) ** 2).sum() / known.sum()
+    chance = group.doubt * known * std**2
+    excess = (weights**2 - chance).sum() / ((known * one) ** 2).sum()
     size = np.sqrt(max(min(spread, excess), 0.0))
     group.size = float(np.clip(size, group.least, group.most))

@@ -218,9 +218,23 @@ class Steps:
             mine = left[own]
             if mine.size:
                 width = np.float32(1.4826) * _usual(np.abs(mine), beside[own])
-                width += np.float32(LEAST_WIDTH)
-                weight[own] = (width + (mine / FAR) ** 2 / width) ** -2
+                weight[own] = _weights(mine, width + np.float32(LEAST_WIDTH))
         return np.where(beside, (COVERED if self.beside.ndim > 1 else BESIDE) * weight, weight)
+
+    def belief_across(self, left: Image) -> Image:
+        """The same for what two frames of one sample differ by, `(p,)`, wherever that stands."""
+        weight = np.zeros_like(left)
+        for k in range(LEVELS + 1):
+            own = self.scale == k
+            if own.any():
+                width = np.float32(1.4826 * np.median(np.abs(left[own])) + LEAST_WIDTH)
+                weight[own] = _weights(left[own], width)
+        return weight
+
+
+def _weights(left: Image, width: Image | np.float32) -> Image:
+    """Geman's and McClure's, of residuals of a usual `width`."""
+    return np.asarray((width + (left / FAR) ** 2 / width) ** -2)
 
 
 def _usual(size: Image, beside: Mask) -> Image:
