@@ -316,28 +316,3 @@ def test_widening_takes_belief_and_makes_nothing_exact():
     wide, _ = widened(blind, blind @ weights, rng.uniform(1e-4, 0.5, 8))
     assert np.allclose(wide, wide.T)
     assert np.linalg.eigvalsh(wide).max() < 30 * np.linalg.eigvalsh(blind).max()  # else 1e7 times
-
-
-def test_a_jump_is_told_by_the_frames_on_both_sides_where_they_show_one_sample():
-    """A sample over most of the frame hides from single frames by how much a smooth jump changed it there."""
-    rng = np.random.default_rng(6)
-    n, jump = 24, 21
-    waves = 0.03 * cosines(SHAPE, 5)
-    true = np.tensordot(rng.standard_normal(len(waves)), waves, 1)
-    true *= 0.15 / true.std()
-    sample = np.zeros((n, *SHAPE), np.float32)
-    for i in range(n):  # it turns slowly, and leaves a rim free
-        for k in range(12):
-            x = 20 + 12 * np.cos(0.5 * k + 0.03 * i)
-            sample[i, 2 + 2 * k : 8 + 2 * k, int(x) - 4 : int(x) + 5] -= 0.1
-    logs = 0.003 * rng.standard_normal((n, *SHAPE)) + sample
-    logs[jump:] += true
-    errors = []
-    for alike in (False, True):
-        groups = [Group(waves, (0, 1)), Group(waves, ABRUPT, most=20.0)]
-        fit = fit_drift(logs.astype(np.float32), LIT, groups, turning=True, alike=alike)
-        assert fit.jumps == (jump,)
-        left = fit.change[jump:] - fit.change[jump - 3 : jump] - true
-        errors.append(float((left - left.mean((1, 2), keepdims=True)).std()))
-    assert errors[1] < 0.1 * true.std()
-    assert errors[1] < 0.7 * errors[0]
