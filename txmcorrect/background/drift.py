@@ -52,9 +52,8 @@ MOVING, BENT = (1, 2, 3), (6, 7, 8)
 ABRUPT: tuple[int, ...] = ()  # of modes that only jump
 MOST_JUMPS = 2
 ACROSS = 6  # rounds of reweighting of what differs on both sides of a jump
-FOLLOWED = (
-    2  # times that each frame's own departure is followed, as steps far off are all but rejected
-)
+# Times that each frame's own departure is followed: steps far from the fit are all but rejected at first.
+FOLLOWED = 2
 
 
 @dataclass
