@@ -10,7 +10,7 @@ from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.course import Background, cut, join
 from txmcorrect.background.detail import flat_detail
 from txmcorrect.background.methods import as_scan, references_of
-from txmcorrect.background.moving import moments_of, moving_pattern, told_by_spectrum
+from txmcorrect.background.moving import fewest, moments_of, moving_pattern, told_by_spectrum
 from txmcorrect.background.pipeline import silent
 from txmcorrect.background.survey import survey_scan
 from txmcorrect.baselines.contract import Flats, Problem
@@ -128,6 +128,18 @@ def test_references_before_and_after_are_two_moments(rng, pattern):
     still = replace(found, shares=0 * found.shares)
     moving, fixed = (errors(f, weights, rng, pattern)[1] for f in (found, still))
     assert moving < 0.25 * fixed
+
+
+def test_no_more_images_are_kept_than_frames_need(rng):
+    """Eleven components of a bank, and a beam that goes two ways."""
+    images = rng.standard_normal((11, 16, 24)).astype(np.float32)
+    ways = 0.01 * rng.standard_normal((2, 11))
+    shares = np.stack([np.linspace(-1, 1, 40), np.linspace(-1, 1, 40) ** 2], 1) @ ways
+    few, how_much = fewest(images, shares)
+    assert few.shape == (2, 16, 24)
+    expected = np.tensordot(shares, images, 1)
+    np.testing.assert_allclose(np.tensordot(how_much, few, 1), expected, atol=1e-6)
+    assert fewest(images, 0 * shares)[0].shape == (0, 16, 24)
 
 
 def test_a_spectrum_keeps_ripples_and_drops_white_noise(rng):

@@ -126,7 +126,18 @@ def moving_pattern(
     if not all(_is_seen(own, s, m, lit) for s, m in zip(shown, moved, strict=True)):
         return None
     detail, _ = told_pattern(scan, survey, own, list(zip(ours, shown, strict=True)))
-    return Moving(detail, images, parts - usual)
+    return Moving(detail, *fewest(images, parts - usual))
+
+
+def fewest(images: Image, shares: Array) -> tuple[Image, Array]:
+    """As few images `(c, h, w)`, of rms 1, with `shares` `(k, c)` in key frames, as say nearly the same."""
+    flat = images.reshape(len(images), -1)
+    power, axes = np.linalg.eigh((flat @ flat.T).astype(np.float64) / flat.shape[1])
+    axes, size = axes[:, power > 0], np.sqrt(power[power > 0])
+    left, values, right = np.linalg.svd(shares @ axes * size, full_matrices=False)
+    count = int((values > SLIGHT * np.sqrt(len(shares))).sum())
+    combined = (right[:count] @ (axes / size).T).astype(np.float32) @ flat
+    return combined.reshape(-1, *images.shape[1:]), left[:, :count] * values[:count]
 
 
 def _is_seen(own: Own, shown: Image, moved: Image, lit: NDArray[np.bool_]) -> bool:
