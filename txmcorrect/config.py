@@ -324,7 +324,7 @@ class CorrectSettings(ReadSettings):
     )
     every: AutoInt = option("auto", "Key frames: auto, or every N frames.")
     settle: int = option(
-        15, "Of pairs: key frames that a robust line in time is laid through; 1: none.", ge=1
+        15, "Key frames that a robust line in time is laid through; 1: none.", ge=1
     )
     memory: Bytes = option(2 * 1024**3, "Memory budget, e.g. 2GiB.")
     roi: Roi | None = option(None, "Region to correct, y0:y1,x0:x1.")

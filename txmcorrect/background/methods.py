@@ -39,12 +39,13 @@ def stack_method(model: Model, draw: Draw, interval: int = 1) -> Method:
     """The window of frames around each, and every reference there is; pairs' `interval` is unused."""
 
     def method(problem: Problem) -> Estimate:
-        return _estimate(problem, model, draw, 1, 1)
+        return _estimate(problem, model, draw, 1, SETTLE_STACK)
 
     return method
 
 
 Placed = tuple[Flats | None, int | None]  # flats, and how many frames were taken before them
+SETTLE_STACK = 15  # key frames; see `keyframes.settle`
 METHODS: dict[str, Callable[[Model, Draw, int], Method]] = {
     "pair": pair_method,
     "stack": stack_method,

@@ -89,8 +89,9 @@ def estimate_background(
     references : matching ones; they give the fixed pattern and the absolute scale, and a stack
     model sees them.
     dark : `(h, w)` counts; None: of the scan's own. interval : distance of the frames of a pair.
-    every : key frames this far apart; None: as the drift asks. settle_keys : of a pair
-    model, see `keyframes.settle`. memory : bytes. pieces : where dear results are kept.
+    every : key frames this far apart; None: as the drift asks. settle_keys : see
+    `keyframes.settle`; the stack model does not settle mosaics. memory : bytes. pieces : where dear
+    results are kept.
 
     Raises
     ------
@@ -115,7 +116,8 @@ def estimate_background(
     small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
     jumps = find_jumps(keys, change)
-    if conditions.base is None:  # a fit to all frames is as steady in time as they say
+    # In a mosaic the beam may change with every tile, and overlaps told the fit how.
+    if conditions.base is None or scan.corner_px is None:
         fields = settle(fields, small_lit, keys, jumps, settle_keys)
     scale = "relative"
     absolute = [r for r in references if r.absolute]
