@@ -11,7 +11,6 @@ from txmcorrect.background.course import Background, cut, join
 from txmcorrect.background.detail import flat_detail
 from txmcorrect.background.methods import as_scan, references_of
 from txmcorrect.background.moving import fewest, moments_of, moving_pattern, told_by_spectrum
-from txmcorrect.background.pipeline import silent
 from txmcorrect.background.survey import survey_scan
 from txmcorrect.baselines.contract import Flats, Problem
 
@@ -19,7 +18,7 @@ FACTOR, SIDE = 4, 128
 N = 12
 
 
-def beams(rng, weights):
+def beams(weights):
     """Log beams `(m, h, w)`: a broad tilt and ripples of ten pixels that grow with it."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     tilt, ripples = x - 0.5, 0.06 * np.sin(2 * np.pi * SIDE * y / 10) * np.exp(-20 * (y - 0.5) ** 2)
@@ -29,8 +28,8 @@ def beams(rng, weights):
 
 def problem_of(rng, scan_weights, bank_weights, pattern, flats=10, bank=True):
     """Empty mosaic tiles and a bank of mean flats of as many moments, behind one detector."""
-    frames = rng.poisson(np.exp(beams(rng, scan_weights) + pattern))
-    mean = rng.poisson(flats * np.exp(beams(rng, bank_weights) + pattern)) / flats
+    frames = rng.poisson(np.exp(beams(scan_weights) + pattern))
+    mean = rng.poisson(flats * np.exp(beams(bank_weights) + pattern)) / flats
     return Problem(
         frames=frames.astype(np.float32),
         dark=np.zeros((SIDE, SIDE), np.float32),
@@ -50,22 +49,22 @@ def pattern(rng):
     return 0.01 * rng.standard_normal((SIDE, SIDE))
 
 
-def found_in(problem, weights, rng):
+def found_in(problem, weights):
     """What moves, if the background on the grid is known."""
     scan = as_scan(problem)
-    survey = survey_scan(scan, problem.dark, SIDE // FACTOR, 2**28, lambda *a: silent("", 0, 0))
+    survey = survey_scan(scan, problem.dark, SIDE // FACTOR, 2**28, lambda *a: None)
     assert survey.factor == FACTOR
-    counts = torch.from_numpy(np.exp(beams(rng, weights)).astype(np.float32))
+    counts = torch.from_numpy(np.exp(beams(weights)).astype(np.float32))
     fields = np.log(bin_mean(counts, FACTOR).numpy())
     cells, lit = np.ones(fields.shape[1:], bool), np.ones((SIDE, SIDE), bool)
     references = references_of(problem, SIDE // FACTOR)
     return moving_pattern(scan, survey, references, fields, cells, lit, 2**28)
 
 
-def errors(found, weights, rng, pattern):
+def errors(found, weights, pattern):
     """Of the fine pattern at the scan's mean, and of how that of all frames departs from it, rms."""
     truth = np.stack(
-        [flat_detail(np.exp(b + pattern), FACTOR) for b in beams(rng, weights).astype(np.float32)]
+        [flat_detail(np.exp(b + pattern), FACTOR) for b in beams(weights).astype(np.float32)]
     )
     apart = np.tensordot(found.shares, found.images, 1)
     middle = truth.mean(0)
@@ -75,58 +74,58 @@ def errors(found, weights, rng, pattern):
 def test_fine_structure_moves_as_a_bank_shows(rng, pattern):
     weights = np.linspace(0.2, 1.2, N)
     problem = problem_of(rng, weights, np.linspace(-1, 1, 12), pattern)
-    found = found_in(problem, weights, rng)
+    found = found_in(problem, weights)
     assert found is not None
-    middle, moving = errors(found, weights, rng, pattern)
+    middle, moving = errors(found, weights, pattern)
     still = replace(found, shares=0 * found.shares)
     noise = 1 / np.sqrt(12 * 10 * 4000)
     assert middle < 1.6 * noise
-    assert moving < 0.15 * errors(still, weights, rng, pattern)[1]
+    assert moving < 0.15 * errors(still, weights, pattern)[1]
     assert abs(found.shares.mean(0)).max() < 1e-6, "the detail is that of the mean frame"
 
 
 def test_a_beam_that_stands_still_moves_nothing(rng, pattern):
     problem = problem_of(rng, np.zeros(N), np.zeros(12), pattern)
-    assert found_in(problem, np.zeros(N), rng) is None
+    assert found_in(problem, np.zeros(N)) is None
 
 
 def test_frames_that_contradict_a_bank_are_believed(rng, pattern):
     """Its ripples went the other way: this is another beam."""
     weights = np.linspace(0.5, 1.2, N)
     problem = problem_of(rng, weights, np.linspace(-1, 1, 12), pattern)
-    flats = np.exp(2 * beams(rng, np.zeros(12)) - beams(rng, np.linspace(-1, 1, 12)) + pattern)
+    flats = np.exp(2 * beams(np.zeros(12)) - beams(np.linspace(-1, 1, 12)) + pattern)
     x = np.arange(SIDE) / SIDE
     tilt = 0.4 * np.linspace(-1, 1, 12)[:, None, None] * (x - 0.5)
     other = Flats((flats * np.exp(tilt)).astype(np.float32))
-    assert found_in(replace(problem, bank=other), weights, rng) is None
-    assert found_in(problem, weights, rng) is not None
+    assert found_in(replace(problem, bank=other), weights) is None
+    assert found_in(problem, weights) is not None
 
 
 def test_without_references_of_several_moments_nothing_is_known_to_move(rng, pattern):
     weights = np.linspace(0.2, 1.2, N)
     problem = problem_of(rng, weights, np.zeros(12), pattern, bank=False)
-    assert found_in(problem, weights, rng) is None
-    burst = Flats(rng.poisson(np.exp(beams(rng, np.zeros(10)) + pattern)).astype(np.float32))
+    assert found_in(problem, weights) is None
+    burst = Flats(rng.poisson(np.exp(beams(np.zeros(10)) + pattern)).astype(np.float32))
     alone = replace(problem, stale=burst)
     survey = survey_scan(as_scan(alone), alone.dark, SIDE // FACTOR, 2**28, lambda *a: None)
     (moment,) = moments_of(references_of(alone, SIDE // FACTOR), survey)
     assert moment.numbers == tuple(range(10))
     assert moment.photons == pytest.approx(10, rel=0.1)
-    assert found_in(alone, weights, rng) is None
+    assert found_in(alone, weights) is None
 
 
 def test_references_before_and_after_are_two_moments(rng, pattern):
     problem = problem_of(rng, np.linspace(-1, 1, N), np.zeros(2), pattern, bank=False)
     before, after = (
-        Flats(rng.poisson(np.exp(beams(rng, np.full(10, w)) + pattern)).astype(np.float32))
+        Flats(rng.poisson(np.exp(beams(np.full(10, w)) + pattern)).astype(np.float32))
         for w in (-1, 1)
     )
     both = replace(problem, before=before, after=after)
     weights = np.linspace(-1, 1, N)
-    found = found_in(both, weights, rng)
+    found = found_in(both, weights)
     assert found is not None and found.images.shape[0] == 1
     still = replace(found, shares=0 * found.shares)
-    moving, fixed = (errors(f, weights, rng, pattern)[1] for f in (found, still))
+    moving, fixed = (errors(f, weights, pattern)[1] for f in (found, still))
     assert moving < 0.25 * fixed
 
 
@@ -160,7 +159,7 @@ def test_a_spectrum_keeps_ripples_and_drops_white_noise(rng):
 # --- in the background of a scan -----------------------------------------------------------------
 
 
-def background_of(details, shares, keys, part=None):
+def background_of(details, shares, keys):
     rng = np.random.default_rng(int(shares.sum() * 8))
     n, k = 9, len(keys)
     return Background(
@@ -177,7 +176,6 @@ def background_of(details, shares, keys, part=None):
         dark=np.zeros((8, 8), np.float32),
         scale="relative",
         leak=np.zeros(k),
-        part=part,
     )
 
 

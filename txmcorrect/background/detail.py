@@ -177,14 +177,14 @@ def fixed_pattern(
     found, strange = np.array(fit, np.intp), np.concatenate(odd)
     if not fit:
         return Pattern(kept, found, min(_rms(own.noise**0.5, lit), _rms(kept, lit)), strange)
-    detail, grain = told_pattern(scan, survey, own, fitting)
-    return Pattern(detail, found, grain, strange)
+    detail, noise = told_pattern(scan, survey, own, fitting)
+    return Pattern(detail, found, _rms(noise**0.5, lit), strange)
 
 
 @dataclass(frozen=True)
 class Own:
     """What the frames of a scan show of its fixed pattern: `pattern` `(h, w)` log, variance of its `noise`, and
-    in a mosaic what either half of the frames shows.
+    where nothing stands in all frames what either half of them shows.
     """
 
     pattern: Image
@@ -212,24 +212,24 @@ def own_pattern(scan: Scan, survey: Survey, memory: int, freed: bool = False) ->
 
 def told_pattern(
     scan: Scan, survey: Survey, own: Own, fitting: Sequence[tuple[Reference, Image]]
-) -> tuple[Image, float]:
-    """The fixed pattern `(h, w)` and its noise, rms: by references and what each shows, and by `own`."""
+) -> tuple[Image, Image]:
+    """Fixed pattern and variance of its noise, `(h, w)`: by references and what each shows, and by `own`."""
     total, photons = np.zeros_like(own.pattern), np.zeros_like(own.pattern)
     for reference, theirs in fitting:
         detected = photons_of(reference, survey) * np.maximum(reference.counts, LEAST)
         total, photons = total + detected * theirs, photons + detected
-    told, doubt = total / photons, np.reciprocal(np.maximum(photons, np.float32(1)))
-    lit = survey_light(survey, told.shape)
+    told = total / photons
+    doubt = np.asarray(1 / np.maximum(photons, np.float32(1)), np.float32)
     if survey.factor == 1:  # nothing is finer than the grid
-        return told, 0.0
+        return told, np.zeros_like(told)
     if not moves(scan):
-        return told, _rms(doubt**0.5, lit)
+        return told, doubt
     moved = None
     if own.halves is not None:
         moved = in_both(own.halves[0] - told, own.halves[1] - told)
     noise = own.noise
     detail = averaged(told, doubt, own.pattern, noise, moved)
-    return detail, _rms((doubt * noise / (doubt + noise)) ** 0.5, lit)
+    return detail, doubt * noise / (doubt + noise)
 
 
 def photons_of(reference: Reference, survey: Survey) -> np.float32:

@@ -222,7 +222,7 @@ class _Fitting:
         self.course = courses(self.time, None, self.jumps)
         for group in self.groups:
             jumper = any(group is g for g in jumpers)
-            if group.steady or not (jumper or (0 in group.course and not self.alike)):
+            if group.steady or not (jumper or 0 in group.course):
                 continue
             group.course = (*group.course, len(COURSE) + len(self.jumps) - 1)
             group.weights = np.pad(group.weights, ((0, 0), (0, 1)))

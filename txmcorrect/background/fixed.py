@@ -83,9 +83,7 @@ def find_fixed(scan: Scan, survey: Survey, references: tuple[Reference, ...], me
         usable, light = np.flatnonzero(survey.usable), survey_light(survey, scan.shape[1:])
         beam = fitting[-1].counts if fitting else None
         standing = find_standing(scan.projections, usable, survey.dark, light, beam)
-    if found is not None and standing is None:
-        return found
     if standing is None:
-        return Fixed(fixed_pattern(scan, survey, (), memory))
+        return found or Fixed(fixed_pattern(scan, survey, (), memory))
     scan, survey = without(scan, survey, standing)
     return Fixed(fixed_pattern(scan, survey, references if fitting else (), memory, True), standing)

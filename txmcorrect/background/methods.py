@@ -17,7 +17,7 @@ from txmcorrect.background.estimate import Draw, batches_of, deviations, draw_sa
 from txmcorrect.background.noise import Pairs
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
-from txmcorrect.background.scale import Reference, photons_of_mean
+from txmcorrect.background.scale import Reference
 from txmcorrect.baselines.contract import Estimate, Flats, Method, NotApplicableError, Problem
 from txmcorrect.scan import ArrayFrames, Scan
 from txmcorrect.weights import Model
@@ -124,7 +124,7 @@ def _reference(
         name,
         bin_mean(torch.from_numpy(counts), factor).numpy(),
         before,
-        photons_of_mean(pairs),
+        pairs.of_mean(),
         counts.__getitem__,
     )
 

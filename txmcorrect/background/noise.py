@@ -28,6 +28,11 @@ class Pairs:
             self.photons.append(photons_per_count(self._before, rows))
         self._before = rows
 
+    def of_mean(self) -> float | None:
+        """Detected photons per count of the mean of all frames that were seen; None where none of them tell."""
+        single = usual_photons(self.photons)
+        return None if single is None else single * (len(self.photons) + 1)
+
 
 def noise_rows(counts: Image) -> Image:
     """Pairs of neighbouring rows `(2, k, w)`, spread over large frames, that noise is told from."""

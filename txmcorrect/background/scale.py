@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.keyframes import Index, interpolate
-from txmcorrect.background.noise import Pairs, usual_photons
+from txmcorrect.background.noise import Pairs
 from txmcorrect.background.survey import Survey, mean_frame
 from txmcorrect.matching import MatchedReferences
 
@@ -68,15 +68,9 @@ def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: 
         group.origin,
         np.array(small, np.float32),
         group.before,
-        photons_of_mean(pairs),
+        pairs.of_mean(),
         flat,
     )
-
-
-def photons_of_mean(pairs: Pairs) -> float | None:
-    """Detected photons per count of the mean of all frames that were seen; None where none of them tell."""
-    single = usual_photons(pairs.photons)
-    return None if single is None else single * (len(pairs.photons) + 1)
 
 
 def level_of(fields: Fields, lit: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -172,7 +172,8 @@ def _look(
             if raw.dtype.kind == "f":
                 counts[~np.isfinite(counts)] = 0
             small.append(bin_mean(torch.from_numpy(counts[None]), factor)[0].numpy())
-            pairs.also(counts, i in told)
+            if i in told or i + 1 in told:
+                pairs.also(counts, i in told)
     assert first is not None
     still = np.flatnonzero(same)
     return {
