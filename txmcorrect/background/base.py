@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from txmcorrect.background.agreed import agreed
 from txmcorrect.background.drift import (
     ABRUPT,
     BENT,
@@ -164,6 +165,10 @@ def find_base(known: Known) -> Base:
         fit = fit_with(groups + beyond, None if kind == "before-after" else moves, told_apart)
     if beyond and known.turning and not fit.told:  # broad parts of its sample would go into them
         fit = fit_with(groups, None, told_apart)
+    if known.overlaps and kind != "bank":
+        left = own - reference - fit.change
+        noise = 1 / np.sqrt(known.photons * np.maximum(fitted.mean(0), LEAST))
+        fit = replace(fit, change=fit.change + agreed(left, fit.change, noise, lit))
     jumps = tuple(int(chosen[j]) for j in fit.jumps)
     alone = kind == "none" or known.standing is not None  # of which the verdict says enough
     mistakable = known.turning and not alone and not fit.told
@@ -204,9 +209,11 @@ def _passed(left: Image, lit: NDArray[np.bool_]) -> Image:
     """How much brighter cells `(h, w)` are where a sample that turns has passed than in the middle of frames.
 
     Near the axis it stands in most frames, so that their middle shows it. `left` `(n, h, w)`: frames over
-    the background so far; noise alone makes all cells alike in this.
+    the background so far; noise alone makes all cells alike in this. Where the sample has passed, two frames in
+    a row are bright: a single one shows something else.
     """
-    above = np.quantile(left, PASSED, axis=0).astype(np.float32)
+    lasting = np.minimum(left[:-1], left[1:]) if len(left) > 1 else left
+    above = np.quantile(lasting, PASSED, axis=0).astype(np.float32)
     if not lit.any():
         return np.zeros_like(above)
     above -= np.median(above[lit])

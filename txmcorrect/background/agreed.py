@@ -1,0 +1,93 @@
+"""What frames of a mosaic still have in common once the drift was fitted, cell by cell.
+
+No sample stands still there, so that what residuals share is the fit's own mistake: the same in all frames
+(what is fine in the reference), or in step with how the beam changed (structure that moves, of which modes of a
+reference say too little). Every other frame and the rest do not know of each other's samples and noise: what
+both halves show counts, by spatial frequency (Wiener 1949).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+Image = NDArray[np.float32]
+Array = NDArray[Any]
+
+LEAST_FRAMES = 8
+USUAL = 0.004  # natural log, rms: what residuals share
+MOST = 0.01  # what is larger is hardly believed
+AROUND = 3  # cells over which a frame is compared with the others
+ROUNDS = 6  # of reweighting
+BINS = 16  # of spatial frequency up to Nyquist's
+
+
+def agreed(left: Image, change: Image, noise: Image, lit: NDArray[np.bool_]) -> Image:
+    """What is left of frames and not their samples', `(n, h, w)`, without levels.
+
+    Parameters
+    ----------
+    left : `(n, h, w)` log of frames over the background so far. change : `(n, h, w)` of the latter. noise :
+    `(h, w)` deviation of a cell of one frame, natural log. lit : `(h, w)`.
+    """
+    if len(left) < LEAST_FRAMES or not lit.any():
+        return np.zeros_like(left)
+    shapes = left - np.median(left[:, lit], 1)[:, None, None]
+    courses = np.stack([np.ones(len(left)), main_course(change[:, lit])], 1)
+    whole, one, other = (
+        shared(shapes[part], courses[part], noise)
+        for part in (slice(None), slice(0, None, 2), slice(1, None, 2))
+    )
+    images = [in_both(*seen, lit) for seen in zip(whole, one, other, strict=True)]
+    return np.tensordot(courses, np.stack(images), 1).astype(np.float32)
+
+
+def main_course(change: Array) -> Array:
+    """The course `(n,)`, of rms 1, of most of a change `(n, p)` in shape; zeros where nothing changes."""
+    shapes = change - change.mean(1, keepdims=True)
+    power, courses = np.linalg.eigh((shapes - shapes.mean(0)) @ (shapes - shapes.mean(0)).T)
+    course = courses[:, -1] * np.sqrt(len(change))
+    return np.asarray(course if power[-1] > 0 else np.zeros_like(course), np.float64)
+
+
+def shared(left: Array, courses: Array, noise: Image) -> Array:
+    """Image of each of some courses `(n, q)` in frames `(n, h, w)`, `(q, h, w)`: regression cell by cell.
+
+    A frame counts the less around a cell the further it is from the others there: it shows a sample.
+    """
+    expected = noise**2 + np.float32(USUAL) ** 2
+    prior = np.eye(courses.shape[1]) / MOST**2
+    images = np.zeros((courses.shape[1], *noise.shape))
+    for _ in range(ROUNDS):
+        apart = left - np.tensordot(courses, images, 1)
+        power = uniform_filter(apart**2 / expected, (0, AROUND, AROUND))
+        weight = 1 / (np.maximum(power, 1) * noise) ** 2
+        normal = np.einsum("nyx,ni,nj->yxij", weight, courses, courses) + prior
+        pull = np.einsum("nyx,ni,nyx->yxi", weight, courses, left)
+        images = np.moveaxis(np.linalg.solve(normal, pull[..., None])[..., 0], -1, 0)
+    return images
+
+
+def in_both(whole: Array, one: Array, other: Array, lit: NDArray[np.bool_]) -> Array:
+    """What of an image `(h, w)` both halves of the frames show, by frequency; without its mean."""
+
+    def modes(image: Array) -> Array:
+        return np.asarray(scipy.fft.dctn(np.where(lit, image - image[lit].mean(), 0), norm="ortho"))
+
+    rows, columns = (np.arange(size) / size for size in lit.shape)
+    bins = (np.hypot(rows[:, None], columns) * BINS).astype(np.intp)
+
+    def mean(power: Array) -> Array:
+        return np.bincount(bins.ravel(), power.ravel()) / np.maximum(np.bincount(bins.ravel()), 1)
+
+    a, b = modes(one), modes(other)
+    common, noise = mean(a * b), mean((a - b) ** 2) / 4
+    chance = np.sqrt(mean((a * b - common[bins]) ** 2) / np.maximum(np.bincount(bins.ravel()), 1))
+    certain = np.maximum(common - chance, 0)
+    belief = certain / (certain + noise + 1e-15)
+    kept = scipy.fft.idctn(modes(whole) * belief[bins], norm="ortho")
+    return np.where(lit, kept, 0)
