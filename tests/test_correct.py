@@ -368,6 +368,7 @@ def test_leak_is_told_from_drift():
     )
     assert leak_slope(drift, usual, sample, lit) == 0
     assert leak_slope(drift, usual, 0 * sample, lit) == 0
+    assert leak_slope(-2 * sample, usual, sample, lit) == 0  # more than all of it can't be missing
 
 
 def test_fixed_pattern_does_not_depend_on_memory(simulated):

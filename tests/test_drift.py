@@ -244,6 +244,16 @@ def test_what_stands_near_the_axis_in_most_frames_is_no_background():
     assert abs(kept[~near].std()) < 0.01
 
 
+def test_what_is_bright_in_single_frames_is_no_background():
+    rng = np.random.default_rng(8)
+    logs = 8 + 0.003 * rng.standard_normal((20, *SHAPE))
+    shining = np.hypot(*(np.indices(SHAPE) - np.array([16, 20])[:, None, None])) < 4
+    logs[::5, shining] += 0.2
+    known = Known(np.exp(logs).astype(np.float32), np.ones(20, bool), None, 1.0, turning=True)
+    found = find_base(known).fields(np.arange(20)).mean(0)
+    assert abs((found[shining] - found[~shining].mean()).mean()) < 0.005
+
+
 def test_components_are_as_large_as_the_bank_spreads():
     rng = np.random.default_rng(11)
     modes = smooth(rng, 3, 3.0, 0.03)

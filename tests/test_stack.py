@@ -210,6 +210,29 @@ def judged(scan):
     return float(np.sqrt((error**2).mean())), float(inside.mean())
 
 
+@pytest.mark.parametrize("references", ["none", "stale"])
+def test_what_frames_of_a_mosaic_share_is_the_beams(model, monkeypatch, references):
+    scene = simulated_scene(
+        Setting("mosaic-sparse", shape=(128, 128), references=references), 77104
+    )
+    problem = scene.problem
+    flats = references_of(problem, model.spec.size)
+
+    def error() -> float:
+        seen = look_at(as_scan(problem), model, references=flats, dark=problem.dark)
+        base = seen.conditions.base
+        light = torch.from_numpy(np.exp(scene.truth.log_background))
+        truth = bin_mean(light, seen.survey.factor).log().numpy()
+        off = (base.fields(np.arange(len(truth))) - truth)[:, base.lit]
+        return float((off - off.mean(1, keepdims=True)).std())
+
+    found = error()
+    monkeypatch.setattr(
+        "txmcorrect.background.base.agreed", lambda left, *others: np.zeros_like(left)
+    )
+    assert found < 0.97 * error()
+
+
 def test_a_jump_near_the_end_of_a_turn_is_told_by_the_frames_on_both_sides():
     """The sample is nearly the same in them, also where it covers the frame. Off by 4-20 % otherwise."""
     scene, _ = plant_failures(

@@ -53,8 +53,8 @@ MISTAKABLE = (
 )
 
 LEAK_LIMIT = 0.15  # slope of the background's own structure on the sample's
-# Less is chance: a drift and a sample have some tens of features in the band.
-LEAK_CORRELATION = 0.4
+# Less is chance: a drift and a sample have some tens of features in the band, a scan has tens of frames.
+LEAK_CORRELATION = 0.5
 # Rms spread of the log background's shape: what stands out from a single frame's photon noise.
 UNCERTAIN_LIMIT, UNCERTAIN_NOISE = 0.05, 3.0
 ODD_LIMIT = 6.0  # robust standard deviations from the scan's usual change
@@ -89,6 +89,8 @@ def leak_slope(log_b: Image, usual: Image, log_t: Image, lit: NDArray[np.bool_])
     if abs(common) < LEAK_CORRELATION * (power * float((own**2).sum())) ** 0.5:
         return 0.0  # what deviates is the drift
     slope = common / power  # on what is left, 1 - leak of the sample
+    if slope < -1:
+        return 0.0  # more than all of a sample can't be missing
     return slope / max(1 + slope, 0.5)
 
 
