@@ -42,7 +42,7 @@ def agreed(left: Image, change: Image, noise: Image, lit: NDArray[np.bool_]) -> 
         shared(shapes[part], courses[part], noise)
         for part in (slice(None), slice(0, None, 2), slice(1, None, 2))
     )
-    images = [in_both(*seen, lit) for seen in zip(whole, one, other, strict=True)]
+    images = [confirmed(*seen, lit) for seen in zip(whole, one, other, strict=True)]
     return np.tensordot(courses, np.stack(images), 1).astype(np.float32)
 
 
@@ -72,7 +72,7 @@ def shared(left: Array, courses: Array, noise: Image) -> Array:
     return images
 
 
-def in_both(whole: Array, one: Array, other: Array, lit: NDArray[np.bool_]) -> Array:
+def confirmed(whole: Array, one: Array, other: Array, lit: NDArray[np.bool_]) -> Array:
     """What of an image `(h, w)` both halves of the frames show, by frequency; without its mean."""
 
     def modes(image: Array) -> Array:
@@ -80,14 +80,15 @@ def in_both(whole: Array, one: Array, other: Array, lit: NDArray[np.bool_]) -> A
 
     rows, columns = (np.arange(size) / size for size in lit.shape)
     bins = (np.hypot(rows[:, None], columns) * BINS).astype(np.intp)
+    count = np.maximum(np.bincount(bins.ravel()), 1)
 
     def mean(power: Array) -> Array:
-        return np.bincount(bins.ravel(), power.ravel()) / np.maximum(np.bincount(bins.ravel()), 1)
+        return np.asarray(np.bincount(bins.ravel(), power.ravel()) / count)
 
     a, b = modes(one), modes(other)
     common, noise = mean(a * b), mean((a - b) ** 2) / 4
-    chance = np.sqrt(mean((a * b - common[bins]) ** 2) / np.maximum(np.bincount(bins.ravel()), 1))
-    certain = np.maximum(common - chance, 0)
+    chance = np.sqrt(mean((a * b - common[bins]) ** 2) / count)
+    certain = np.maximum(common - chance, 0)  # of what halves have in common, beyond one deviation
     belief = certain / (certain + noise + 1e-15)
     kept = scipy.fft.idctn(modes(whole) * belief[bins], norm="ortho")
     return np.where(lit, kept, 0)
