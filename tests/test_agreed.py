@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from txmcorrect.background.agreed import LEAST_FRAMES, agreed, main_course
+from txmcorrect.background.agreed import agreed, main_course
+from txmcorrect.background.detail import HALVES
 
 SHAPE, FRAMES, NOISE = (48, 64), 16, 0.003
 LIT = np.ones(SHAPE, bool)
@@ -56,7 +57,7 @@ def test_levels_do_not_matter() -> None:
 
 def test_few_frames_or_no_light_say_nothing() -> None:
     _, change, seen = scene()
-    few = slice(0, LEAST_FRAMES - 1)
+    few = slice(0, HALVES - 1)
     assert not agreed(seen[few], change[few], noise(), LIT).any()
     assert not agreed(seen, change, noise(), ~LIT).any()
 
@@ -70,6 +71,7 @@ def test_what_is_unlit_stays_as_it_is() -> None:
 
 def test_main_course() -> None:
     course = np.linspace(-1, 1, 9)
-    found = main_course(course[:, None] * np.array([[1.0, -1.0, 2.0, -2.0]]) + 5)
+    shape = np.array([[1.0, -1.0, 2.0, -2.0]], np.float32)
+    found = main_course(course[:, None, None] * shape + 5, np.ones((1, 4), bool))
     np.testing.assert_allclose(np.abs(found), np.abs(course) / course.std(), rtol=1e-6, atol=1e-9)
-    assert not main_course(np.ones((9, 4))).any()
+    assert not main_course(np.ones((9, 1, 4)), np.ones((1, 4), bool)).any()

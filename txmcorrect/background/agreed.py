@@ -3,7 +3,7 @@
 No sample stands still there, so that what residuals share is the fit's own mistake: the same in all frames
 (what is fine in the reference), or in step with how the beam changed (structure that moves, of which modes of a
 reference say too little). Every other frame and the rest do not know of each other's samples and noise: what
-both halves show counts, by spatial frequency (Wiener 1949).
+both halves show counts, by spatial frequency.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+
+from txmcorrect.background.detail import HALVES
+from txmcorrect.background.modes import principal_shares
+from txmcorrect.background.spectrum import Bands, modes_of
 
 Image = NDArray[np.float32]
 Array = NDArray[Any]
 
-LEAST_FRAMES = 8
 USUAL = 0.004  # natural log, rms: what residuals share
 MOST = 0.01  # what is larger is hardly believed
 AROUND = 3  # cells over which a frame is compared with the others
@@ -34,10 +36,10 @@ def agreed(left: Image, change: Image, noise: Image, lit: NDArray[np.bool_]) -> 
     left : `(n, h, w)` log of frames over the background so far. change : `(n, h, w)` of the latter. noise :
     `(h, w)` deviation of a cell of one frame, natural log. lit : `(h, w)`.
     """
-    if len(left) < LEAST_FRAMES or not lit.any():
+    if len(left) < HALVES or not lit.any():
         return np.zeros_like(left)
     shapes = left - np.median(left[:, lit], 1)[:, None, None]
-    courses = np.stack([np.ones(len(left)), main_course(change[:, lit])], 1)
+    courses = np.stack([np.ones(len(left)), main_course(change, lit)], 1)
     whole, one, other = (
         shared(shapes[part], courses[part], noise)
         for part in (slice(None), slice(0, None, 2), slice(1, None, 2))
@@ -46,12 +48,13 @@ def agreed(left: Image, change: Image, noise: Image, lit: NDArray[np.bool_]) -> 
     return np.tensordot(courses, np.stack(images), 1).astype(np.float32)
 
 
-def main_course(change: Array) -> Array:
-    """The course `(n,)`, of rms 1, of most of a change `(n, p)` in shape; zeros where nothing changes."""
-    shapes = change - change.mean(1, keepdims=True)
-    power, courses = np.linalg.eigh((shapes - shapes.mean(0)) @ (shapes - shapes.mean(0)).T)
-    course = courses[:, -1] * np.sqrt(len(change))
-    return np.asarray(course if power[-1] > 0 else np.zeros_like(course), np.float64)
+def main_course(change: Image, lit: NDArray[np.bool_]) -> Array:
+    """The course `(n,)`, of rms 1, of most of a change `(n, h, w)` in shape; zeros where nothing changes."""
+    shapes = change - change[:, lit].mean(1)[:, None, None]
+    n = len(change)
+    if not np.ptp(shapes[:, lit], 0).any():
+        return np.zeros(n)
+    return principal_shares(shapes, lit)[0] * np.sqrt(n * (n - 1))
 
 
 def shared(left: Array, courses: Array, noise: Image) -> Array:
@@ -74,21 +77,11 @@ def shared(left: Array, courses: Array, noise: Image) -> Array:
 
 def confirmed(whole: Array, one: Array, other: Array, lit: NDArray[np.bool_]) -> Array:
     """What of an image `(h, w)` both halves of the frames show, by frequency; without its mean."""
-
-    def modes(image: Array) -> Array:
-        return np.asarray(scipy.fft.dctn(np.where(lit, image - image[lit].mean(), 0), norm="ortho"))
-
-    rows, columns = (np.arange(size) / size for size in lit.shape)
-    bins = (np.hypot(rows[:, None], columns) * BINS).astype(np.intp)
-    count = np.maximum(np.bincount(bins.ravel()), 1)
-
-    def mean(power: Array) -> Array:
-        return np.asarray(np.bincount(bins.ravel(), power.ravel()) / count)
-
-    a, b = modes(one), modes(other)
-    common, noise = mean(a * b), mean((a - b) ** 2) / 4
-    chance = np.sqrt(mean((a * b - common[bins]) ** 2) / count)
+    bands = Bands(lit.shape, BINS)
+    every, a, b = (
+        modes_of(np.where(lit, image - image[lit].mean(), 0)) for image in (whole, one, other)
+    )
+    common, noise = bands.mean(a * b), bands.mean((a - b) ** 2) / 4
+    chance = np.sqrt(bands.mean((a * b - common[bands.band]) ** 2) / bands.count)
     certain = np.maximum(common - chance, 0)  # of what halves have in common, beyond one deviation
-    belief = certain / (certain + noise + 1e-15)
-    kept = scipy.fft.idctn(modes(whole) * belief[bins], norm="ortho")
-    return np.where(lit, kept, 0)
+    return np.where(lit, bands.kept(every, certain / (certain + noise + 1e-15)), 0)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from txmcorrect.background.detail import (
@@ -26,6 +25,7 @@ from txmcorrect.background.detail import (
 from txmcorrect.background.known import is_bank
 from txmcorrect.background.modes import principal_shares
 from txmcorrect.background.scale import LEAST, Reference
+from txmcorrect.background.spectrum import Bands, modes_of
 from txmcorrect.background.survey import Survey
 from txmcorrect.scan import Scan
 
@@ -192,17 +192,13 @@ def _noise(moments: Sequence[Moment], share: Array) -> Image:
 
 
 def told_by_spectrum(image: Image, noise: Image, lit: NDArray[np.bool_]) -> Image:
-    """What stands out of white noise of variance `noise` in an image, by frequency (Wiener 1949); `(h, w)`."""
+    """What stands out of white noise of variance `noise` in an image, by frequency; `(h, w)`."""
     deviation = np.sqrt(noise)
-    modes = scipy.fft.dctn(np.where(lit, image / deviation, np.float32(0)), norm="ortho")
-    rows, columns = (np.arange(size) / size for size in image.shape)
-    bins = (np.hypot(rows[:, None], columns) * BINS).astype(np.intp)
-    count = np.bincount(bins.ravel())
-    power = np.bincount(bins.ravel(), modes.ravel() ** 2) / np.maximum(count, 1)
-    chance = lit.mean() * (1 + CERTAIN * np.sqrt(2 / np.maximum(count, 1)))
-    believed = np.clip(1 - chance / np.maximum(power, 1e-12), 0, 1)
-    kept = scipy.fft.idctn(modes * believed[bins].astype(np.float32), norm="ortho")
-    return np.where(lit, kept * deviation, np.float32(0)).astype(np.float32)
+    modes = modes_of(np.where(lit, image / deviation, np.float32(0)))
+    bands = Bands(image.shape, BINS)
+    chance = lit.mean() * (1 + CERTAIN * np.sqrt(2 / bands.count))
+    belief = np.clip(1 - chance / np.maximum(bands.mean(modes**2), 1e-12), 0, 1)
+    return np.where(lit, bands.kept(modes, belief) * deviation, np.float32(0)).astype(np.float32)
 
 
 def _rms(values: NDArray[np.floating]) -> float:
