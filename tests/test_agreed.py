@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from txmcorrect.background.agreed import agreed, main_course
-from txmcorrect.background.detail import HALVES
+from txmcorrect.background.pattern import HALVES
 
 SHAPE, FRAMES, NOISE = (48, 64), 16, 0.003
 LIT = np.ones(SHAPE, bool)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from txmcorrect.background.detail import _robust, averaged, moves, reference_detail, shrunk
+from txmcorrect.background.detail import _robust, reference_detail, shrunk
 from txmcorrect.background.mending import mended, odd_pixels
 from txmcorrect.background.methods import as_scan, references_of
+from txmcorrect.background.pattern import averaged, moves
 from txmcorrect.background.pipeline import look_at
 from txmcorrect.background.scale import Reference
 from txmcorrect.baselines.contract import Flats, Problem

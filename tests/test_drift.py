@@ -7,7 +7,9 @@ import pytest
 from scipy.ndimage import gaussian_filter, shift
 
 from txmcorrect.background.base import FRESH, find_base
-from txmcorrect.background.drift import (
+from txmcorrect.background.drift import fit_drift
+from txmcorrect.background.evidence import widened
+from txmcorrect.background.groups import (
     ABRUPT,
     DRIFTING,
     MOVING,
@@ -15,11 +17,9 @@ from txmcorrect.background.drift import (
     STEADY,
     STRAIGHT,
     Group,
-    _find_size,
     courses,
-    fit_drift,
+    find_size,
 )
-from txmcorrect.background.evidence import widened
 from txmcorrect.background.known import Known
 from txmcorrect.background.modes import cosines, moved, principal
 from txmcorrect.background.steps import steps_of
@@ -309,7 +309,7 @@ def test_size_is_nothing_where_weights_are_chance(true, found):
         prior = np.full((300, 1), group.size)
         known = prior**2 / (prior**2 + 0.8**2)
         group.weights, group.std = known * measured, np.sqrt(known) * 0.8
-        _find_size(group, prior, np.ones(1, bool))
+        find_size(group, prior, np.ones(1, bool))
     assert group.size == pytest.approx(found, rel=0.3)
 
 

@@ -10,9 +10,10 @@ from scipy.ndimage import gaussian_filter
 from txmcorrect.background import base
 from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.conditions import bin_mean
-from txmcorrect.background.drift import ABRUPT, SLOW, Group, courses, fit_drift
+from txmcorrect.background.drift import fit_drift
 from txmcorrect.background.estimate import Conditions, combined, deviations, network_share
 from txmcorrect.background.gradients import fine, from_steps
+from txmcorrect.background.groups import ABRUPT, SLOW, Group, courses
 from txmcorrect.background.known import Known
 from txmcorrect.background.modes import cosines, levelled
 from txmcorrect.background.overlaps import LEAST_BLOCKS, MOST_BLOCKS, find_overlaps, read_overlaps

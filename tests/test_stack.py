@@ -9,10 +9,10 @@ import torch
 
 from txmcorrect.background.base import find_base
 from txmcorrect.background.conditions import CHANNELS, bin_mean
-from txmcorrect.background.detail import LIKE, likeness
 from txmcorrect.background.estimate import Draw, generate, stack_conditions
 from txmcorrect.background.known import known_scan
 from txmcorrect.background.methods import as_scan, references_of, stack_method
+from txmcorrect.background.pattern import LIKE, likeness
 from txmcorrect.background.pipeline import look_at
 from txmcorrect.background.stack import WINDOW, Basis, stack_condition
 from txmcorrect.background.survey import survey_scan

@@ -10,9 +10,9 @@ from txmcorrect.api import correct_array
 from txmcorrect.background import base, cylinders, fixed
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.cylinders import find_standing
-from txmcorrect.background.detail import survey_light
 from txmcorrect.background.estimate import Draw
 from txmcorrect.background.methods import as_estimate, as_scan, references_of
+from txmcorrect.background.pattern import survey_light
 from txmcorrect.background.pipeline import estimate_background, look_at
 from txmcorrect.background.standing import Standing, Without
 from txmcorrect.background.survey import survey_scan

@@ -5,16 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background import steps
-from txmcorrect.background.drift import (
-    BENT,
-    COURSE,
-    DRIFTING,
-    SLOW,
-    Group,
-    courses,
-    fit_drift,
-)
+from txmcorrect.background.drift import fit_drift
 from txmcorrect.background.estimate import stack_conditions
+from txmcorrect.background.groups import BENT, COURSE, DRIFTING, SLOW, Group, courses
 from txmcorrect.background.known import Known
 from txmcorrect.background.modes import cosines
 from txmcorrect.background.quality import MISTAKABLE

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from txmcorrect.background.detail import HALVES
 from txmcorrect.background.modes import principal_shares
+from txmcorrect.background.pattern import HALVES
 from txmcorrect.background.spectrum import Bands, modes_of
 
 Image = NDArray[np.float32]

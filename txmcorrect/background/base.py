@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect.background.agreed import agreed
-from txmcorrect.background.drift import (
+from txmcorrect.background.drift import More, fit_drift
+from txmcorrect.background.gradients import fine
+from txmcorrect.background.groups import (
     ABRUPT,
     BENT,
     DRIFTING,
@@ -25,10 +27,7 @@ from txmcorrect.background.drift import (
     STRAIGHT,
     Fit,
     Group,
-    More,
-    fit_drift,
 )
-from txmcorrect.background.gradients import fine
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known, kind_of
 from txmcorrect.background.modes import (

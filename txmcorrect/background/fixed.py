@@ -9,9 +9,10 @@ import numpy as np
 
 from txmcorrect.background.base import is_unchanged
 from txmcorrect.background.cylinders import find_standing
-from txmcorrect.background.detail import Pattern, choose_frames, fixed_pattern, survey_light
+from txmcorrect.background.detail import choose_frames
 from txmcorrect.background.known import Known, kind_of, known_scan
 from txmcorrect.background.mending import mended
+from txmcorrect.background.pattern import Pattern, fixed_pattern, survey_light
 from txmcorrect.background.scale import Reference
 from txmcorrect.background.standing import Standing, without
 from txmcorrect.background.survey import Survey

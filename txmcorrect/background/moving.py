@@ -14,16 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.detail import (
-    AROUND,
-    Own,
-    flat_detail,
-    own_pattern,
-    photons_of,
-    told_pattern,
-)
+from txmcorrect.background.detail import AROUND, flat_detail
 from txmcorrect.background.known import is_bank
 from txmcorrect.background.modes import principal_shares
+from txmcorrect.background.pattern import Own, own_pattern, photons_of, rms, told_pattern
 from txmcorrect.background.scale import LEAST, Reference
 from txmcorrect.background.spectrum import Bands, modes_of
 from txmcorrect.background.survey import Survey
@@ -111,7 +105,7 @@ def moving_pattern(
     found, kept = [], []
     for k, image in enumerate(sums[: len(shares)]):
         image = told_by_spectrum(image, _noise(moments, shares[k]), lit)
-        if _rms(image[lit]) * _rms(parts[:, k]) > SLIGHT:
+        if rms(image[lit]) * rms(parts[:, k]) > SLIGHT:
             found.append(image)
             kept.append(k)
     if not found:
@@ -199,7 +193,3 @@ def told_by_spectrum(image: Image, noise: Image, lit: NDArray[np.bool_]) -> Imag
     chance = lit.mean() * (1 + CERTAIN * np.sqrt(2 / bands.count))
     belief = np.clip(1 - chance / np.maximum(bands.mean(modes**2), 1e-12), 0, 1)
     return np.where(lit, bands.kept(modes, belief) * deviation, np.float32(0)).astype(np.float32)
-
-
-def _rms(values: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, spread_out
 from txmcorrect.background.course import Background
-from txmcorrect.background.detail import Pattern
 from txmcorrect.background.estimate import (
     BATCH,
     Conditions,
@@ -34,6 +33,7 @@ from txmcorrect.background.keyframes import changes, find_jumps, first_plan, ref
 from txmcorrect.background.known import known_scan
 from txmcorrect.background.moving import moving_pattern
 from txmcorrect.background.overlaps import Shared, read_overlaps
+from txmcorrect.background.pattern import Pattern
 from txmcorrect.background.remembered import with_remembered
 from txmcorrect.background.scale import Reference, amplitudes, anchor, level_of, steady_levels
 from txmcorrect.background.standing import Standing, without
