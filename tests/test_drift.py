@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
-from txmcorrect.background.base import FRESH, find_base
+from txmcorrect.background.base import find_base
+from txmcorrect.background.departures import FRESH
 from txmcorrect.background.drift import fit_drift
 from txmcorrect.background.evidence import widened
 from txmcorrect.background.groups import (

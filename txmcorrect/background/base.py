@@ -1,9 +1,7 @@
 """Frames and references of one scan -> its background without any network, and how sure that is.
 
-Every reference setting is the same fit (`drift`) with other modes: components of a bank, the change
-from before to after, broad cosines, moves of the reference and of what a first fit finds. Without
-references the reference is the median of the frames themselves and, in what is fine, of their steps;
-steady cosines put right what is broad where samples were in the way.
+Every reference setting is the same fit (`drift`) with other modes (`departures`), and moves of what a first
+fit finds.
 """
 
 from __future__ import annotations
@@ -15,46 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect.background.agreed import agreed
+from txmcorrect.background.departures import FEW_ORDERS, broad, departures, moved_before
 from txmcorrect.background.drift import More, fit_drift
-from txmcorrect.background.gradients import fine
-from txmcorrect.background.groups import (
-    ABRUPT,
-    BENT,
-    DRIFTING,
-    MOVING,
-    SLOW,
-    STEADY,
-    STRAIGHT,
-    Fit,
-    Group,
-)
+from txmcorrect.background.groups import ABRUPT, MOVING, STRAIGHT, Fit, Group
 from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.known import Known, kind_of
-from txmcorrect.background.modes import (
-    COMMON_CELLS,
-    cosines,
-    halves_agree,
-    in_common,
-    levelled,
-    moved,
-    principal,
-)
+from txmcorrect.background.light import log_counts, usual_light, well_lit
 from txmcorrect.background.overlaps import find_overlaps
 from txmcorrect.background.scale import LEAST
 from txmcorrect.background.steps import empty_cells
 
 Image = NDArray[np.float32]
 
-MOST_FRAMES = 96  # fitted; others lie between
 RECORDED = 0.003  # natural log: how far simulated beams drift from recorded exposures
-LEAST_LIGHT = 0.03  # of the bright end; darker cells are not fitted
-FLOOR = np.float32(0.02)  # of the bright end; what is darker counts as this much
-BROAD = np.float32(0.03)  # natural log: the drift that a single reference is expected to have seen
-FRESH = 1.5  # benefit of the doubt for a single reference: error of six films 0.46 -> 0.19 % where fresh
 PASSED, CERTAIN = 0.9, 3.0  # quantile of frames; robust deviations of cells
 UNCHANGED = 0.004  # natural log, rms: a reference that is off by less holds
 SIMPLER = 0.67  # of a change, by which a fit is believed that needs so much less of it
-ORDERS, FINE_ORDERS, FEW_ORDERS = 10, 12, 5  # half periods of cosines over the frame
 
 
 @dataclass(frozen=True)
@@ -121,8 +95,8 @@ def find_base(known: Known) -> Base:
         return found - gain[frames].astype(np.float32)[:, None, None]
 
     own = logs(chosen)
-    reference, groups, beyond = _reference(known, own, lit)
-    groups.append(Group(_broad(reference, lit, FEW_ORDERS), ABRUPT, most=20.0))
+    reference, groups, beyond = departures(known, own, lit)
+    groups.append(Group(broad(reference, lit, FEW_ORDERS), ABRUPT, most=20.0))
     if known.overlaps and exposure is not None:
         # They show levels, but a slope of all tiles looks like levels that rise: size as given.
         level = np.full((1, *lit.shape), RECORDED, np.float32)
@@ -138,7 +112,7 @@ def find_base(known: Known) -> Base:
     def moves(change: Image) -> Group:
         """Moves of the beam as it is, where it has moved too far from the reference for that one's slopes."""
         return Group(
-            _moved(reference + change, reference, lit), MOVING if kind == "none" else STRAIGHT
+            moved_before(reference + change, reference, lit), MOVING if kind == "none" else STRAIGHT
         )
 
     def fit_with(groups: list[Group], more: More | None, tell_apart: bool) -> Fit:
@@ -195,7 +169,7 @@ def is_unchanged(frames: Image, reference: Image) -> bool:
     the reference `(h, w)`, and it is known where that is; counts on the working grid.
     """
     mean = frames.mean(0)
-    lit = _well_lit(mean)
+    lit = well_lit(mean)
     if not lit.any():
         return False
     logs = log_counts(frames, lit) - log_counts(reference, lit)
@@ -218,95 +192,6 @@ def _passed(left: Image, lit: NDArray[np.bool_]) -> Image:
     above -= np.median(above[lit])
     usual = np.float32(1.4826) * np.median(np.abs(above[lit]))
     return np.where(lit & (above > CERTAIN * usual), above, np.float32(0))
-
-
-def usual_light(known: Known) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Frames that are fitted, spread over the scan, and the cells `(h, w)` that are lit in them."""
-    chosen = np.flatnonzero(known.usable)
-    if len(chosen) > MOST_FRAMES:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_FRAMES).round().astype(int)]
-    return chosen, _well_lit(known.frames[chosen].mean(0))
-
-
-def _well_lit(mean: Image) -> NDArray[np.bool_]:
-    return np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
-
-
-def log_counts(counts: Image, lit: NDArray[np.bool_], like: Image | None = None) -> Image:
-    """Natural log, floored well below what is lit of `like`, by default these; `(..., h, w)`."""
-    bright = (counts if like is None else like)[..., lit]
-    floor = FLOOR * np.median(bright) if bright.size else 0.0
-    return np.log(np.maximum(counts, max(floor, LEAST))).astype(np.float32)
-
-
-def _reference(
-    known: Known, logs: Image, lit: NDArray[np.bool_]
-) -> tuple[Image, list[Group], list[Group]]:
-    """What the background is compared with, the ways in which it may depart from that, and others that
-    a bank does not know: a few references, or those of another night, don't span all that a beam does.
-    """
-    first, last = (None if x is None else log_counts(x, lit) for x in (known.before, known.after))
-    if first is not None and last is not None:
-        middle, half = (first + last) / np.float32(2), (last - first) / np.float32(2)
-        # As it is: the line from one to the other.
-        ends = Group(half[None], STRAIGHT, 1.0, 1.0, 1.0)
-        size = half[lit].std() if lit.any() else np.float32(0)
-        bends = np.concatenate([half[None], _broad(middle, lit, ORDERS, size)])
-        bent = [
-            Group(bends, BENT, 0.3, most=1.0),
-            Group(_moved(middle, middle, lit), BENT, 0.3, most=1.0),
-        ]
-        if known.bank is None:
-            return middle, [ends, *bent], []
-        components = principal(log_counts(known.bank, lit), lit)[1]
-        spanned = Group(np.concatenate([half[None], components]), BENT, 0.5)
-        return middle, [ends, spanned], bent
-    if known.bank is not None:
-        mean, components = principal(log_counts(known.bank, lit), lit)
-        groups = [Group(components, SLOW, 1.5, 0.3)]
-        beyond = [
-            Group(_broad(mean, lit, ORDERS), DRIFTING),
-            Group(_moved(mean, mean, lit), DRIFTING),
-        ]
-        if first is not None:  # the detector may have changed since the bank was taken
-            groups.append(Group((first - mean)[None], SLOW, most=1.5))
-        return mean, groups, beyond
-    if first is not None:
-        groups = [
-            Group(_broad(first, lit, ORDERS), DRIFTING, doubt=FRESH),
-            Group(_moved(first, first, lit), DRIFTING, doubt=FRESH),
-        ]
-        # No sample stands still in a mosaic, nor where what stood was found: what all frames have is the beam
-        # since then.
-        since = logs - first
-        still = bool(known.overlaps) or known.standing is not None
-        if still and halves_agree(since, lit):
-            common = in_common(since, lit)
-            groups.append(Group(common[None], STRAIGHT, most=2.0))
-            groups.append(Group(_moved(common, first, lit), DRIFTING, 0.5))
-        return first, groups, []
-    level = np.median(logs[:, lit], 1)[:, None, None] if lit.any() else np.zeros((1, 1, 1))
-    median = (np.median(logs - level, 0) + np.median(level)).astype(np.float32)
-    common = in_common(logs, lit)
-    middle = median - fine(median, lit, COMMON_CELLS) + common
-    groups = [
-        Group(_broad(middle, lit, FINE_ORDERS), STEADY, 3.0, most=20.0),
-        Group(_broad(middle, lit, FEW_ORDERS), MOVING),
-        Group(_moved(middle, middle, lit)[:2], MOVING),  # what is fine there may be the sample
-    ]
-    if known.overlaps:
-        groups.append(Group(_moved(common, middle, lit), MOVING, 0.5))
-    return middle, groups, []
-
-
-def _broad(reference: Image, lit: NDArray[np.bool_], most: int, size: np.float32 = BROAD) -> Image:
-    """Cosines of a size, by default that of the drift that is expected."""
-    return levelled(size * cosines(lit.shape, most), reference, lit)
-
-
-def _moved(image: Image, reference: Image, lit: NDArray[np.bool_]) -> Image:
-    """Change of an image that moves before a beam as bright as the reference."""
-    return levelled(moved(image), reference, lit)
 
 
 def _levels(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, laplace
 from scipy.stats import spearmanr
 
-from txmcorrect.background.base import log_counts, usual_light
 from txmcorrect.background.known import Known, level_with
+from txmcorrect.background.light import log_counts, usual_light
 from txmcorrect.background.modes import in_common
 
 log = logging.getLogger(__name__)

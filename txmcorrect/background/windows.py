@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from txmcorrect.background.base import Base, log_counts
+from txmcorrect.background.base import Base
 from txmcorrect.background.known import Known
+from txmcorrect.background.light import log_counts
 from txmcorrect.background.stack import WINDOW, Stack
 
 LONG_SCAN = 64  # frames; windows of longer scans skip frames, to see as much of the sample move
