@@ -148,8 +148,9 @@ def _adjacent(cells, i, j):
 def image_psnr(image, scan, positions):
     """Against the true world, after the one gain that a relative scale leaves open."""
     offset = np.rint((scan.position_px - positions).mean(0)).astype(int)
-    world = np.pad(scan.world, 8, constant_values=np.nan)
-    top, left = offset + 8
+    margin = max(scan.lit.shape)  # a mosaic whose tiles lie wrong may reach far beyond the world
+    world = np.pad(scan.world, margin, constant_values=np.nan)
+    top, left = offset + margin
     truth = world[top : top + image.shape[0], left : left + image.shape[1]]
     image = image[: truth.shape[0], : truth.shape[1]]
     both = np.isfinite(image) & np.isfinite(truth)
