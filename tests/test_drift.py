@@ -224,7 +224,7 @@ def test_a_base_is_there_for_frames_that_cannot_be_used_and_scans_too_long_to_fi
     known = facts(rng, np.exp(logs + 8), bank=bank)
     known.usable[[0, 17]] = False
     known.frames[[0, 17]] = 0
-    monkeypatch.setattr("txmcorrect.background.base.MOST_FRAMES", 16)
+    monkeypatch.setattr("txmcorrect.background.light.MOST_FRAMES", 16)
     fields = find_base(known).fields(np.arange(len(logs)))
     assert fields.shape == logs.shape and np.isfinite(fields).all()
     assert shape_rms((fields - change)[1:]) < 0.005

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from txmcorrect.background import base
+from txmcorrect.background import departures
 from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.conditions import bin_mean
 from txmcorrect.background.drift import fit_drift
@@ -277,7 +277,7 @@ def test_a_stale_reference_is_brought_up_to_date_by_what_all_tiles_share(monkeyp
     every = np.arange(len(known.frames))
     found = shape_rms(find_base(known).fields(every) - now)
     stale = shape_rms((np.log(known.before) - now)[None])
-    monkeypatch.setattr(base, "halves_agree", lambda logs, lit: False)
+    monkeypatch.setattr(departures, "halves_agree", lambda logs, lit: False)
     without = shape_rms(find_base(known).fields(every) - now)
     assert found < 0.4 * without < 0.4 * stale
 
