@@ -20,7 +20,7 @@ from txmcorrect.baselines import (
     too_sure,
 )
 from txmcorrect.baselines.frames import pair_mean
-from txmcorrect.judge import implants, scenes
+from txmcorrect.judge import checks, implants, scenes
 from txmcorrect.judge import tomogram as tomography
 from txmcorrect.judge.failures import FAILURES, failure_places, plant_failures
 from txmcorrect.judge.trial import log_error, start_trial
@@ -398,3 +398,10 @@ def test_a_bank_is_needed_by_name(scene):
     with pytest.raises(NotApplicableError, match="bank"):
         judge(PEERS["eigen-flats"], replace(scene, problem=scene.problem.without("bank")))
     assert isinstance(scene.problem.bank, Flats)
+
+
+def test_the_level_of_a_large_frame_is_exact():
+    draws = np.full((2, 2, 1024, 1024), 8.3, np.float32)
+    lit = np.ones(draws.shape[-2:], bool)
+    lit[0, 0] = False
+    assert np.abs(checks._without_level(draws[:, 0], lit)).max() < 1e-5

@@ -274,7 +274,9 @@ def _covers(share: float) -> bool:
 
 
 def _without_level(images: Array, lit: NDArray[np.bool_]) -> Array:
-    return np.asarray(images - images[..., lit].mean(-1)[..., None, None], np.float64)
+    # In double precision: a million single ones lose a percent of their mean when they are added one by one.
+    level = images[..., lit].mean(-1, dtype=np.float64)[..., None, None]
+    return np.asarray(images - level, np.float64)
 
 
 def _slow_modes(images: Array, lit: NDArray[np.bool_], side: int = 4) -> Array:
