@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-finetune mosaic-peers bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-worlds bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-finetune mosaic-peers bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -143,9 +143,22 @@ bench-repeat: install
 	$(COMPARE) --plan core --out bench/again --seed 1 --quiet $(WITH)
 	$(PY) tests/bench/repeat.py bench/core/results.json bench/again/results.json
 
-# make bench-real DIR=folder: the judgement on real scans; needs no truth.
+# Scans that our simulator did not draw: make bench-worlds WORLDS=DIR [SEEDS="1 2 3"] [LIST=FILE], a
+# folder with worlds.py, score.py and run.py; LIST=tests/bench/worlds_beyond.txt goes beyond its own
+# list, WITH=--slow adds large scans. Two hours for five seeds; goes on where it was interrupted.
+SEEDS ?= 1 2 3 4 5
+PEERS := OMP_NUM_THREADS=1 $(if $(wildcard $(NABU)),TXMCORRECT_NABU_PYTHON=$(NABU))
+bench-worlds: install
+	$(if $(WORLDS),,$(error expected a folder of worlds, got none: make bench-worlds WORLDS=DIR))
+	$(PEERS) $(PY) tests/bench/worlds.py $(WORLDS) --seeds $(SEEDS) --jobs 2 \
+	  $(if $(LIST),--list $(LIST)) $(WITH)
+
+# make bench-real DIR=folder: the judgement on real scans; needs no truth. Without DIR: real references
+# with known samples multiplied in, of the folder DATA; skipped where there is none.
+DATA ?= ../shared/data
 bench-real: install
-	$(COMPARE) --real $(DIR) --out bench/real $(WITH)
+	$(if $(DIR),$(COMPARE) --real $(DIR) --out bench/real $(WITH),\
+	  $(PEERS) $(PY) tests/bench/real.py $(DATA) --jobs 2 $(WITH))
 
 # Source 4's comparison: the same network on the same data, asked for the mean at once.
 regression: install
