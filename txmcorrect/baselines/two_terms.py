@@ -15,12 +15,12 @@ from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter, unifo
 from txmcorrect.baselines.cells import CELL_PX, cell_logs, cell_means
 from txmcorrect.baselines.contract import Array, Estimate, Image, Method, Problem, log_light
 from txmcorrect.baselines.vacuum import all_flats
+from txmcorrect.baselines.variation import gradients, robust_root
 
 SPLITS_PX = (2.0, 5.0, 12.0)  # illumination is what a Gaussian so wide leaves; the best fit is kept
 ROUNDS = 12  # of steps, reweighted where robust
 MOST_STEP_PX = 2.0  # a linear step holds about so far
 SMALL_STEP_PX = 0.01  # moves no illumination by more than photon noise
-FLOOR = 0.1  # of the median residual: below it a gradient has full weight
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,8 @@ def _fit(
     for _ in range(ROUNDS):
         here = residual(shift)
         design = np.stack([here - residual(shift + one) for one in np.eye(2)], 1)
-        root = np.ones(len(here))
-        if robust:  # absolute values by reweighted squares
-            size = np.abs(here)
-            root = 1 / np.sqrt(np.maximum(size, FLOOR * np.median(size) + 1e-9))
-        else:
+        root = robust_root(here) if robust else np.ones(len(here))
+        if not robust:
             design = np.c_[design, np.ones(len(here))]
         found = np.linalg.lstsq(design * root[:, None], here * root, rcond=None)[0]
         step = np.clip(found[:2], -MOST_STEP_PX, MOST_STEP_PX)
@@ -127,7 +124,4 @@ def _fit(
 
 def _seen(cells: Array, usable: NDArray[np.bool_], robust: bool) -> Array:
     """The cells that count, or the steps between neighbours of which both count."""
-    if not robust:
-        return np.asarray(cells[usable])
-    down, right = usable[1:] & usable[:-1], usable[:, 1:] & usable[:, :-1]
-    return np.r_[np.diff(cells, axis=0)[down], np.diff(cells, axis=1)[right]]
+    return gradients(cells, usable) if robust else np.asarray(cells[usable])
