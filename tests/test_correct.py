@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from txmcorrect.background.conditions import CHANNELS
-from txmcorrect.background.correction import condition_for, correct_scan
+from txmcorrect.background.correction import condition_for, correct_scan, is_same_run
 from txmcorrect.background.detail import choose_frames, detail_of
 from txmcorrect.background.keyframes import find_jumps, first_plan, refinement, settle
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
@@ -349,6 +349,32 @@ def test_verdict_names_frames_and_reasons():
     )
     flag[:40] = Flag.NO_LIGHT
     assert judge_run(flag, "relative").word == "FAILED"
+
+
+def test_the_fit_alone_reads_no_weights(folder, scan, monkeypatch, capsys):
+    def refuse(*given):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("txmcorrect.weights.read_tensors", refuse)
+    monkeypatch.setattr("txmcorrect.weights.load_state", refuse)
+    out = folder / "alone.h5"
+    assert run("correct", scan, "--model", "none", "--out", out, "-q") == 0
+    with read_result(out) as found:
+        assert found.model_sha256 == "none"
+        assert found.log_std(3)[found.lit].min() > 0
+    assert "none (fit alone)" in out.with_suffix(".html").read_text()
+    assert is_same_run(CorrectSettings(scans=[scan], model="none", quiet=True), out, scan)
+    assert not is_same_run(CorrectSettings(scans=[scan], quiet=True), out, scan)
+    capsys.readouterr()
+    run("info", out)
+    assert re.search(r"model +none \(fit alone\)", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["correct", "mosaic", "tomo"])
+def test_the_fit_alone_sees_no_pairs(command, scan, tmp_path, capsys):
+    out = tmp_path / "x.h5"
+    assert run(command, scan, "--model", "none", "--condition", "pair", "--out", out) == 2
+    assert "--model" in capsys.readouterr().err and not out.exists()
 
 
 def test_options_are_stored_beside_the_result(result):

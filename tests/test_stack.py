@@ -23,7 +23,7 @@ from txmcorrect.scan import ArrayFrames, Scan
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.simulate.stacks import draw_scans
 from txmcorrect.training.batches import known_of, make_stack_batch
-from txmcorrect.weights import Model, ModelSpec, load_model
+from txmcorrect.weights import Model, ModelSpec, load_model, no_model
 
 SPEC = ModelSpec(
     network={"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "patch": 4},
@@ -173,6 +173,27 @@ def test_a_fresh_reference_is_best_and_fewer_never_fail(model):
     )  # 0.7 of a stale reference's before that got better
     without = stack_method(model, Draw("ddim", 1, 1))(scene("none").problem)
     assert np.isfinite(without.log_background).all() and without.scale == "relative"
+
+
+def test_the_fit_alone_is_the_base_with_the_doubt_that_was_measured():
+    alone, bundled = no_model(), load_model("bundled", "stack")
+    assert alone.spec.size == bundled.spec.size
+    assert alone.spec.extra["doubt"] == bundled.spec.extra["doubt"]
+    facts, keys = known("stale"), np.array([3, 11])
+    conditions = stack_conditions(facts, alone.spec.extra)
+    mean, std = generate(alone, conditions, keys, Draw(), lambda done, total: None)
+    base = stack_conditions(facts, bundled.spec.extra).base
+    np.testing.assert_array_equal(mean, base.fields(keys))
+    np.testing.assert_array_equal(std, base.std(keys))
+    assert (std > 1.5 * find_base(facts).std(keys)).mean() > 0.9  # the doubt counts: 1.7 here
+
+
+def test_the_fit_alone_can_be_judged():
+    estimate = stack_method(no_model(), Draw())(scene("stale").problem)
+    assert np.isfinite(estimate.log_background).all()
+    draws = estimate.sampler(24)
+    spread, lit = draws.std(0), scene("stale").problem.lit
+    assert np.median(spread[:, lit] / estimate.std[:, lit]) == pytest.approx(1, abs=0.3)
 
 
 def test_a_wrong_bank_is_flagged_and_not_used(model):

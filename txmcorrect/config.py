@@ -19,8 +19,10 @@ from pydantic import (
     PlainSerializer,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
 )
 
 from txmcorrect.errors import TxmError
@@ -340,7 +342,9 @@ class CorrectSettings(ReadSettings):
     partners: int = option(
         4, "Frames that each frame is paired with; the median of the answers counts.", ge=1
     )
-    model: str = option("bundled", "Model file, or `bundled`.")
+    model: str = option(
+        "bundled", "Model file, `bundled`, or `none` for the fit without a network."
+    )
     sampler: Literal["ddpm", "ddim", "dpmpp"] = option("ddim", "How samples are drawn.")
     steps: int = option(4, "Network evaluations a sample.", ge=1)
     samples: int = option(
@@ -364,6 +368,16 @@ class CorrectSettings(ReadSettings):
     force: bool = option(
         False, "Correct again what is corrected; use references that do not match."
     )
+
+    @field_validator("model")
+    @classmethod
+    def _none_sees_no_pairs(cls, model: str, info: ValidationInfo) -> str:
+        """The fit looks at the whole stack: pairs are for a network."""
+        if model == "none" and info.data.get("condition") == "pair":
+            raise ValueError(
+                "expected a model for --condition pair; the fit alone is of --condition stack"
+            )
+        return model
 
 
 class MosaicSettings(CorrectSettings):

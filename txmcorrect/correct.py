@@ -36,6 +36,7 @@ from txmcorrect.team import Team, assembled
 
 log = logging.getLogger(__name__)
 NOT_TRUSTED = 3
+FIT_ALONE = "none (fit alone)"
 SUFFIX = {"h5": ".h5", "nxtomo": ".nx", "tiff": ".tif"}
 
 
@@ -195,7 +196,9 @@ def _facts(outcome: Outcome, settings: CorrectSettings) -> dict[str, object]:
     spread = float(np.sqrt((background.std**2).mean()))
     facts: dict[str, object] = {
         "scan": f"{scan.format}, {scan.shape[0]} frames of {scan.shape[1]} x {scan.shape[2]}",
-        "model": f"{settings.model}, {settings.condition}, {settings.sampler}, "
+        "model": FIT_ALONE
+        if settings.model == "none"
+        else f"{settings.model}, {settings.condition}, {settings.sampler}, "
         f"{settings.steps} steps, {settings.samples} samples",
         "dark": "given" if background.dark.any() else "none: zero counts taken for no light",
         "scale": background.scale,

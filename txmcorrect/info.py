@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.table import Table
 from txmcorrect.config import InfoSettings
 from txmcorrect.errors import ReferenceMismatchError, TxmError
 from txmcorrect.formats import holds_references_alone, open_references, open_scan
+from txmcorrect.formats.volume import read_correction
 from txmcorrect.matching import match_references
 from txmcorrect.result import Result
 from txmcorrect.scan import FloatArray, Frames, Optics, References, Scan
@@ -91,8 +93,17 @@ def describe_scan(scan: Scan) -> dict[str, Any]:
         "darks": None if scan.darks is None else scan.darks.shape[0],
         "references": [describe_references(group, scan) for group in scan.flats],
         "corrected_by": scan.corrected_by or None,
+        "model": _model(scan),
         "warnings": list(scan.warnings),
     }
+
+
+def _model(scan: Scan) -> str | None:
+    """What generated the background of a scan that we corrected; null where its file does not say."""
+    if scan.corrected_by != "txmcorrect" or not h5py.is_hdf5(scan.path):
+        return None
+    name = read_correction(scan.path).options.get("model")
+    return "none (fit alone)" if name == "none" else name
 
 
 def describe_references(group: References, scan: Scan | None) -> dict[str, Any]:
@@ -163,6 +174,7 @@ LABELS = {
     "darks": ("darks", ""),
     "before": ("after projection", ""),
     "corrected_by": ("already corrected by", ""),
+    "model": ("model", ""),
     "age_s": ("age", " s"),
 }
 

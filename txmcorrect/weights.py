@@ -26,6 +26,8 @@ from txmcorrect.errors import ModelError
 FORMAT = "txmcorrect-model-1"
 BEAM = "beam."  # tensors that are no weights
 Beams = tuple[NDArray[np.float32], ...]
+NONE = "none"  # instead of a model: the fit alone
+NONE_SIZE = 64  # long side of the fit's working grid in pixels, that of the bundled stack model
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,31 @@ class Model:
     sha256: str
     origin: str
     beams: Beams = ()
+
+    @property
+    def is_fit_alone(self) -> bool:
+        """Whether there is no network at all (`no_model`)."""
+        return self.origin == NONE
+
+
+class _NoNetwork(torch.nn.Module):
+    """Stands where there is no network."""
+
+    def forward(self, *given: Tensor) -> Tensor:
+        raise ModelError("the fit alone has no network to ask")
+
+
+def no_model() -> Model:
+    """The fit alone, as the stack condition has it: no weights are read, no references are remembered.
+
+    How far such fits were found to be off (`doubt`) stands in the header of the bundled stack model.
+    """
+    path, doubt = bundled_path("stack"), {}
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:  # maps the file: no tensor is touched
+            doubt = json.loads((file.metadata() or {})["spec"])["extra"].get("doubt", {})
+    spec = ModelSpec({}, "stack", 0, NONE_SIZE, extra={"doubt": doubt})
+    return Model(NetworkDenoiser(_NoNetwork(), Preconditioning("mean"), 0), spec, NONE, NONE)
 
 
 def save_model(
@@ -136,7 +163,9 @@ def bundled_path(condition: str) -> Path:
 
 
 def gives(name: str | Path, sha256: str) -> bool:
-    """Whether `bundled` or a file holds the weights of this hash today."""
+    """Whether `bundled` or a file holds the weights of this hash today; `none` has no weights ever."""
+    if str(name) == NONE:
+        return sha256 == NONE
     paths = [Path(name)]
     if str(name) == "bundled":
         paths = list(bundled_path("").parent.glob("*.safetensors"))
@@ -154,13 +183,17 @@ def condition_of(path: str | Path) -> str:
 
 
 def load_model(name: str | Path, condition: str, device: str | torch.device = "cpu") -> Model:
-    """Load `bundled` or a file, for a given condition, in float32, ready to use.
+    """Load `bundled` or a file, for a given condition, in float32, ready to use; `none`: see `no_model`.
 
     Raises
     ------
     ModelError : not a model of ours, other architecture than its own metadata says, or another
     condition than asked for.
     """
+    if str(name) == NONE:
+        if condition != "stack":
+            raise ModelError(f"--model none: expected --condition stack, got {condition}")
+        return no_model()
     path = bundled_path(condition) if str(name) == "bundled" else Path(name)
     if str(name) == "bundled" and not path.is_file():
         raise ModelError(

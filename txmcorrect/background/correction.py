@@ -44,7 +44,7 @@ from txmcorrect.matching import MatchedReferences, check_raw, match_references, 
 from txmcorrect.scan import FloatArray, References, Scan
 from txmcorrect.stream import run_signature
 from txmcorrect.team import Pieces, Shared, Team
-from txmcorrect.weights import Model, condition_of, gives, load_model
+from txmcorrect.weights import NONE, Model, condition_of, gives, load_model
 
 log = logging.getLogger(__name__)
 # Of a slab on its way: raw counts, float32, and what is compressed of it.
@@ -147,7 +147,7 @@ def condition_for(settings: CorrectSettings) -> str:
     """What the model is to see: as asked, as a given model does, or else all there is."""
     if settings.condition != "auto":
         return settings.condition
-    return "stack" if settings.model == "bundled" else condition_of(settings.model)
+    return "stack" if settings.model in ("bundled", NONE) else condition_of(settings.model)
 
 
 def dark_for(settings: CorrectSettings, scan: Scan) -> Dark:

@@ -151,8 +151,11 @@ def generate(
     out. A single sample with the first partner is returned as it is, with std 0, as source 0 does.
     Several give the spread; the mean is then the posterior's own, one more evaluation at the largest
     sigma, where x0_hat depends on the condition alone, and of several partners the median: what
-    leaks from one of them is not in the others.
+    leaks from one of them is not in the others. Without a network both are the fit's.
     """
+    if model.is_fit_alone:
+        assert conditions.base is not None
+        return conditions.base.fields(targets), conditions.base.std(targets)
     k = len(targets)
     mean_draw = replace(draw, sampler="ddim", steps=1, samples=1)
     means, stds = [], []
@@ -224,11 +227,25 @@ def deviations(
         return own
     spread = shape_spread(samples, middle)
     share = _shared(conditions, conditions.base, targets, middle, spread)[0]
-    fits = [
-        torch.from_numpy(conditions.base.deviation(targets, np.random.default_rng([seed, k])))
-        for k in range(len(samples))
-    ]
-    return (1 - share).sqrt() * torch.stack(fits) + share.sqrt() * FOREIGN * own
+    fits = _fit_deviations(conditions.base, targets, len(samples), seed)
+    return (1 - share).sqrt() * fits + share.sqrt() * FOREIGN * own
+
+
+def _fit_deviations(base: Base, targets: NDArray[np.intp], count: int, seed: int) -> torch.Tensor:
+    """Draws `(count, b, h, w)` of what `base.std` is the deviation of."""
+    draws = (base.deviation(targets, np.random.default_rng([seed, k])) for k in range(count))
+    return torch.stack([torch.from_numpy(draw) for draw in draws])
+
+
+def draw_deviations(
+    model: Model, conditions: Conditions, targets: NDArray[np.intp], draw: Draw
+) -> torch.Tensor:
+    """Draws `(s, b, h, w)` of what the deviation of `generate` describes."""
+    if model.is_fit_alone:
+        assert conditions.base is not None
+        return _fit_deviations(conditions.base, targets, draw.samples, draw.seed)
+    samples = draw_samples(model, conditions.looks, targets, draw)
+    return deviations(conditions, targets, samples, draw.seed)
 
 
 def shape_spread(samples: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

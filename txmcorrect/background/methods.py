@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
-from txmcorrect.background.estimate import Draw, batches_of, deviations, draw_samples
+from txmcorrect.background.estimate import Draw, batches_of, draw_deviations
 from txmcorrect.background.noise import Pairs
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
@@ -165,8 +165,7 @@ def sample_background(
     several = replace(draw, samples=count)
     keys, spread = background.keys, []
     for batch, keep in batches_of(keys):
-        samples = draw_samples(model, conditions.looks, batch, several)
-        spread.append(deviations(conditions, batch, samples, draw.seed)[:, :keep].numpy())
+        spread.append(draw_deviations(model, conditions, batch, several)[:, :keep].numpy())
     small = np.concatenate(spread, 1)
     shape = background.lit.shape
     out = np.empty((count, len(background.amplitude), *shape), np.float32)

@@ -242,12 +242,15 @@ class VolumeWriter:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a corrected file says about its correction; `flag` `(n,)` and `counts` if it knows them."""
+    """What a corrected file says about its correction; `flag` `(n,)` and `counts` if it knows them;
+    `options` of the run.
+    """
 
     scale: str
     verdict: str
     flag: NDArray[np.uint32] | None
     counts: float | None
+    options: dict[str, Any]
 
 
 def read_correction(path: Path) -> Correction:
@@ -263,7 +266,9 @@ def read_correction(path: Path) -> Correction:
             lit = group["lit"][()].astype(bool)
             first = group["log_background"][0][lit]
             counts = float(np.exp(np.median(first)) * np.median(group["amplitude"][()]))
-        return Correction(str(group.attrs["scale"]), str(group.attrs["verdict"]), flag, counts)
+        options = json.loads(group.attrs.get("options", "{}"))
+        scale, verdict = str(group.attrs["scale"]), str(group.attrs["verdict"])
+        return Correction(scale, verdict, flag, counts, options)
 
 
 def _write_process(file: h5py.File, description: Description) -> None:
