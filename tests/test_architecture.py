@@ -20,6 +20,7 @@ FOUNDATION = {
     "formats",
     "matching",
     "memo",
+    "working_grid",
 }
 FOUNDATION |= {"physics", "metrics", "allocation", "ahead"}
 ALGORITHMS = {"diffusion", "stitch", "recon", "baselines", "simulate"}

@@ -21,6 +21,7 @@ from txmcorrect.background.keyframes import find_jumps, first_plan, refinement, 
 from txmcorrect.background.quality import Flag, judge_run, leak_slope
 from txmcorrect.cli import app, main
 from txmcorrect.config import CorrectSettings
+from txmcorrect.correct import write_report
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.scan import ArrayFrames
 from txmcorrect.simulate import simulate_scan
@@ -119,7 +120,8 @@ def test_blocks_do_not_change_the_result(folder, scan, model, result, memory):
     with h5py.File(result) as a, h5py.File(out) as b:
         for name in (
             "exchange/data",
-            "process/txmcorrect/log_background",
+            "process/txmcorrect/field",
+            "process/txmcorrect/detail",
             "process/txmcorrect/flag",
         ):
             np.testing.assert_array_equal(a[name][()], b[name][()])
@@ -162,8 +164,30 @@ def test_killed_run_resumes_to_the_same_result(folder, scan, model, result):
     assert killed.returncode == -9 and not out.exists()
     assert correct(scan, model, out, "--memory", "1MiB") == 0
     with h5py.File(result) as a, h5py.File(out) as b:
-        np.testing.assert_array_equal(a["exchange/data"][()], b["exchange/data"][()])
+        names = {
+            "exchange/data",
+            *(f"process/txmcorrect/{name}" for name in b["process/txmcorrect"]),
+        }
+        assert names == {
+            "exchange/data",
+            *(f"process/txmcorrect/{n}" for n in a["process/txmcorrect"]),
+        }
+        for name in names:
+            np.testing.assert_array_equal(a[name][()], b[name][()])
     assert not out.with_name("killed.h5.part").exists()
+
+
+def test_every_frame_may_have_a_background_of_its_own(folder, scan, model):
+    outcome = pipeline(scan, model, folder / "every.h5", every=1)
+    background = outcome.background
+    assert background.keys.tolist() == list(range(20))
+    with read_result(folder / "every.h5") as found:
+        for i in range(20):
+            wanted = background.log_background(i) - np.log(background.amplitude[i])
+            assert np.abs(found.log_background(i) - wanted).max() < 2e-6
+            np.testing.assert_allclose(found.log_std(i), background.log_std(i), rtol=1e-3)
+    summary = write_report(outcome, CorrectSettings(scans=[scan], model=str(model)))
+    assert all(path.stat().st_size > 1000 for path in summary)
 
 
 def test_absolute_scale_from_matching_references(result, simulated):

@@ -138,6 +138,10 @@ def test_each_energy_is_corrected_as_if_it_were_alone(folder, result, scans, sta
         out = correct(scan, model, folder / f"alone{number}.h5")
         with read_result(out) as alone:
             frames = alone.transmission.read(0, FRAMES)[:, lit]
+            own = [alone.background(i) for i in range(FRAMES)]
+        with read_result(result) as found:
+            stored = [found.background(number * FRAMES + i) for i in range(FRAMES)]
+        np.testing.assert_array_equal(stored, own)
         here = together[number * FRAMES : (number + 1) * FRAMES, lit]
         np.testing.assert_array_equal(here, frames)
 

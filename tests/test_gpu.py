@@ -22,6 +22,7 @@ from txmcorrect.config import (
     TrainSettings,
     load_settings,
 )
+from txmcorrect.formats.corrected import read_result
 from txmcorrect.physics import inner
 from txmcorrect.recon.fbp import fbp
 from txmcorrect.recon.geometry import FanBeam, ParallelBeam
@@ -94,10 +95,10 @@ def test_correct(tmp_path, condition):
             scans=[path], out=out, device=device, condition=condition, refs=None, quiet=True
         )
         correct_scan(settings, path, out)
-        with h5py.File(out) as file:
-            group = file["process/txmcorrect"]
-            logs[device] = group["log_background"][()]
-            spreads[device] = group["log_std"][()]
+        with read_result(out) as result:
+            keys = result.key_index
+            logs[device] = np.stack([result.log_background(i) for i in keys])
+            spreads[device] = np.stack([result.log_std(i) for i in keys])
     assert np.abs(logs["cpu"] - logs[DEVICE]).max() < 2e-3
     assert np.sqrt(np.mean((logs["cpu"] - logs[DEVICE]) ** 2)) < 1e-3
     assert np.median(np.abs(spreads[DEVICE] / spreads["cpu"] - 1)) < 0.1

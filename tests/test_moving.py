@@ -180,7 +180,7 @@ def background_of(details, shares, keys):
 
 
 def test_what_moves_is_interpolated_as_key_images_are(rng):
-    """A file keeps key images, and whoever reads it interpolates these."""
+    """What lies between two key frames is what their images would give."""
     details = (rng.standard_normal((3, 8, 8)).astype(np.float32),)
     shares = np.array([[1, 0.2, -1], [1, 0.8, 0.5], [1, -0.3, 0]])
     background = background_of(details, shares, [0, 4, 8])

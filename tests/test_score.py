@@ -43,8 +43,11 @@ def write_result(path, scan, change=0.0, flag=0, names=("leak", "jump")):
     frames = ((scan.counts - dark) / np.exp(log_background)).astype(np.float32)
     process = Process(
         key_index=np.arange(n),
-        log_background=log_background,
-        log_std=np.full_like(log_background, 0.01),
+        field=log_background,
+        field_std=np.full_like(log_background, 0.01),
+        detail=(np.zeros_like(log_background[:1]),),
+        share=np.ones((n, 1)),
+        factor=1,
         amplitude=np.ones(n),
         flag=np.full(n, flag),
         flag_names=names,

@@ -30,8 +30,11 @@ def make_process(shape, **fields):
     n, h, w = shape
     base = {
         "key_index": np.array([0, n - 1]),
-        "log_background": 8 + make_frames((2, h, w), 1),
-        "log_std": np.full((2, h, w), 0.01),
+        "field": 8 + make_frames((2, h, w), 1),
+        "field_std": np.full((2, h, w), 0.01),
+        "detail": (np.zeros((1, h, w), np.float32),),
+        "share": np.ones((2, 1)),
+        "factor": 1,
         "amplitude": np.linspace(1, 1.1, n),
         "flag": np.arange(n) % 2,
         "flag_names": ("leak",),
@@ -231,8 +234,9 @@ def test_raw_counts_come_back(tmp_path, layout):
     process = make_process(
         shape,
         key_index=keys,
-        log_background=log,
-        log_std=np.zeros_like(log),
+        field=log,
+        field_std=np.zeros_like(log),
+        share=np.ones((3, 1)),
         jump_index=np.array([30]),
         lit=lit,
     )
@@ -414,10 +418,11 @@ print("ready", flush=True)
 with ResultWriter(Path(sys.argv[1]), shape, {}, theta=np.linspace(0, 3, n)) as writer:
     for start in sorted(set(writer.slabs.starts()) - writer.done()):
         writer.write(start, frames(start), amplitude=np.arange(start, start + 16))
-    background = np.full((1, h, w), 8.5)
+    field = np.linspace(8, 9, n * 16 * 16).reshape(n, 16, 16)
     writer.finish(Process(
-        np.zeros(1, int), background, background * 0, writer.values("amplitude"),
-        np.zeros(n, int), np.ones((h, w), bool), np.zeros((h, w)), "relative", "TRUSTED",
+        np.arange(n), field, 0.01 * field, (frames(1)[:3],), np.ones((n, 3)), 4,
+        writer.values("amplitude"), np.zeros(n, int), np.ones((h, w), bool), np.zeros((h, w)),
+        "relative", "TRUSTED",
     ))
 """
 

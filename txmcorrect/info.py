@@ -17,7 +17,7 @@ from rich.table import Table
 from txmcorrect.config import InfoSettings
 from txmcorrect.errors import ReferenceMismatchError, TxmError
 from txmcorrect.formats import holds_references_alone, open_references, open_scan
-from txmcorrect.formats.volume import read_correction
+from txmcorrect.formats.write_process import GROUP
 from txmcorrect.matching import match_references
 from txmcorrect.result import Result
 from txmcorrect.scan import FloatArray, Frames, Optics, References, Scan
@@ -102,7 +102,9 @@ def _model(scan: Scan) -> str | None:
     """What generated the background of a scan that we corrected; null where its file does not say."""
     if scan.corrected_by != "txmcorrect" or not h5py.is_hdf5(scan.path):
         return None
-    name = read_correction(scan.path).options.get("model")
+    with h5py.File(scan.path, "r") as file:
+        options = file[GROUP].attrs.get("options", "{}") if GROUP in file else "{}"
+    name = json.loads(options).get("model")
     return "none (fit alone)" if name == "none" else name
 
 

@@ -18,6 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from txmcorrect.working_grid import (
+    spread_out as spread_out,
+)  # its counterpart, which files need too
+
 LOG_SCALE = 0.3
 RIM, CLEAR = 0.1, 0.4  # of the level: where the network begins to count, and counts in full
 REACH = 4  # cells of the working grid
@@ -40,20 +44,6 @@ def bin_mean(frames: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return frames
     return F.avg_pool2d(frames[:, None], factor, ceil_mode=True, count_include_pad=False)[:, 0]
-
-
-def spread_out(field: Tensor, factor: int, shape: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation of a working-grid field `(n, h', w')` back to `(n, *shape)` pixels.
-
-    Cell centres go where they were: pixel `y` lies at `(y + 0.5) / factor - 0.5` on the grid.
-    """
-    if factor == 1:
-        return field
-    h, w = field.shape[-2:]
-    padded = F.pad(field[:, None], (1, 1, 1, 1), mode="replicate")
-    big = F.interpolate(padded, scale_factor=float(factor), mode="bilinear", align_corners=False)
-    big = big[:, 0, factor : factor + h * factor, factor : factor + w * factor]
-    return big[:, : shape[0], : shape[1]]
 
 
 def common_level(first: Tensor, second: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from txmcorrect.allocation import return_large
 from txmcorrect.background.conditions import working_bin
 from txmcorrect.background.course import (
     Background,
-    KeyImages,
     StoredDetails,
     divide_frame,
     join,
@@ -323,8 +322,13 @@ def describe(
     return Process(
         key_index=background.keys,
         jump_index=background.jumps,
-        log_background=KeyImages(background),
-        log_std=KeyImages(background, spread=True),
+        field=background.fields,
+        field_std=background.std,
+        detail=background.details,
+        share=background.shares,
+        part=background.part,
+        factor=background.factor,
+        grain=background.grain,
         amplitude=background.amplitude,
         flag=background.flag,
         flag_names=NAMES,

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from txmcorrect.background.conditions import spread_out
 from txmcorrect.background.estimate import Conditions
+from txmcorrect.background.keyframes import interpolate
 from txmcorrect.background.quality import REMEMBERED, UNREFERENCED, Verdict, judge_run
 from txmcorrect.formats.corrected import key_weights
 from txmcorrect.team import Pieces
+from txmcorrect.working_grid import native, with_detail, with_grain
 
 Image = NDArray[np.float32]
 
@@ -71,23 +71,28 @@ class Background:
 
     def key_image(self, key: int) -> Image:
         """Log background `(h, w)` of key frame number `key`, at native resolution."""
-        return self.native(self.fields[key]) + self._detail(key, self.shares[key])
+        return self._made(self.fields[key], key, self.shares[key])
 
     def key_std(self, key: int) -> Image:
         """Spread `(h, w)` of the log background of key frame number `key`."""
-        return np.hypot(self.native(self.std[key]), np.float32(self.grain))
+        return with_grain(self.std[key], self.grain, self.factor, self._shape)
 
     def log_background(self, frame: int) -> Image:
         """Log background `(h, w)` of a frame, amplitude included."""
         return self.interpolated(frame) + np.float32(np.log(self.amplitude[frame]))
 
     def interpolated(self, frame: int) -> Image:
-        """Log background `(h, w)` of a frame without its amplitude: linear between key images."""
+        """Log background `(h, w)` of a frame without its amplitude: linear between key frames."""
         left, right, t = key_weights(self.keys, self.jumps, frame)
         if left == right:
             return self.key_image(left)
         field, share = ((1 - t) * x[left] + t * x[right] for x in (self.fields, self.shares))
-        return self.native(field.astype(np.float32)) + self._detail(left, share)
+        return self._made(field.astype(np.float32), left, share)
+
+    def log_std(self, frame: int) -> Image:
+        """Spread `(h, w)` of a frame's log background, linear between key frames on the working grid."""
+        std = interpolate(self.std, self.keys, self.jumps, frame).astype(np.float32)
+        return with_grain(std, self.grain, self.factor, self._shape)
 
     def verdict(self) -> Verdict:
         blind: tuple[str, ...] = ()
@@ -100,31 +105,17 @@ class Background:
 
     def native(self, small: Image) -> Image:
         """A field `(h', w')` of the working grid at native resolution `(h, w)`."""
+        return native(small, self.factor, self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
         h, w = self.lit.shape
-        return spread_out(torch.from_numpy(small)[None], self.factor, (h, w))[0].numpy()
+        return h, w
 
-    def _detail(self, key: int, shares: NDArray[np.float64]) -> Image:
-        """Fine pattern `(h, w)` in the part of a key frame: so much of each."""
+    def _made(self, field: Image, key: int, shares: NDArray[np.float64]) -> Image:
+        """Log background `(h, w)` of a field and so much of each fine pattern in the part of a key frame."""
         images = self.details[0 if self.part is None else int(self.part[key])]
-        detail = images[0]
-        for image, share in zip(images[1:], shares[1:], strict=False):
-            detail = detail + np.float32(share) * image
-        return detail
-
-
-@dataclass(frozen=True)
-class KeyImages:
-    """Key images of a background, made when asked for."""
-
-    background: Background
-    spread: bool = False
-
-    def __len__(self) -> int:
-        return len(self.background.keys)
-
-    def __getitem__(self, index: int, /) -> Image:
-        background = self.background
-        return background.key_std(index) if self.spread else background.key_image(index)
+        return with_detail(field, images, shares, self.factor)
 
 
 class StoredDetails:

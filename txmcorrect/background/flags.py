@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.keyframes import interpolate
+from txmcorrect.background.keyframes import interpolate, nearest_keys
 from txmcorrect.background.quality import (
     DARK_SHARE,
     LEAK_LIMIT,
@@ -59,8 +59,7 @@ def flag_frames(
     bits[odd] |= np.uint32(Flag.ODD_BACKGROUND)
     limit = max(UNCERTAIN_LIMIT, UNCERTAIN_NOISE * photon_noise(survey, fields, lit))
     bits[[spread_rms(s, lit) > limit for s in std]] |= np.uint32(Flag.UNCERTAIN)
-    nearest = np.abs(np.arange(n)[:, None] - keys[None]).argmin(1)
-    flag = survey.flag | bits[nearest]
+    flag = survey.flag | bits[nearest_keys(keys, n)]
     medians, shadow = np.empty((n, len(parts := blocks(lit)))), np.empty(n)
     for i in range(n):
         left = left_of(survey, i, interpolate(fields, keys, jumps, i))

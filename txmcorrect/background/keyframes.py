@@ -59,6 +59,14 @@ def interpolate(values: NDArray[Any], keys: Index, jumps: Index, frame: int) -> 
     return (1 - t) * values[left] + t * values[right]
 
 
+def nearest_keys(keys: Index, n: int) -> Index:
+    """The number `(n,)` of the key frame nearest to each frame; the earlier of two that are as near."""
+    frames = np.arange(n)
+    right = np.minimum(np.searchsorted(keys, frames), len(keys) - 1)
+    left = np.maximum(right - 1, 0)
+    return np.where(np.abs(frames - keys[left]) <= np.abs(keys[right] - frames), left, right)
+
+
 def settle(
     fields: NDArray[np.float32], lit: NDArray[np.bool_], keys: Index, jumps: Index, window: int
 ) -> NDArray[np.float32]:

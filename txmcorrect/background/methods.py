@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from txmcorrect.background.conditions import bin_mean, working_bin
 from txmcorrect.background.course import Background
 from txmcorrect.background.estimate import Draw, batches_of, draw_deviations
+from txmcorrect.background.keyframes import nearest_keys
 from txmcorrect.background.noise import Pairs
 from txmcorrect.background.pipeline import estimate_background
 from txmcorrect.background.quality import REMARKS
@@ -131,10 +132,9 @@ def _reference(
 
 def as_estimate(background: Background, model: Model, draw: Draw) -> Estimate:
     """Every frame's log background; flags that are mere remarks do not count."""
-    std = None
+    std, n = None, len(background.amplitude)
     if draw.samples > 1:
-        std = np.stack([background.key_std(int(k)) for k in _nearest_keys(background)])
-    n = len(background.amplitude)
+        std = np.stack([background.key_std(int(k)) for k in nearest_keys(background.keys, n)])
     return Estimate(
         log_background=np.stack([background.log_background(i) for i in range(n)]),
         scale="absolute" if background.scale.startswith("reference") else "relative",
@@ -143,12 +143,6 @@ def as_estimate(background: Background, model: Model, draw: Draw) -> Estimate:
         sampler=None if draw.samples == 1 else partial(sample_background, background, model, draw),
         std=std,
     )
-
-
-def _nearest_keys(background: Background) -> NDArray[np.intp]:
-    """The key frame that each frame takes its spread from, `(n,)`."""
-    n = len(background.amplitude)
-    return np.asarray(np.abs(np.arange(n)[:, None] - background.keys[None]).argmin(1))
 
 
 def sample_background(
@@ -172,7 +166,7 @@ def sample_background(
     # The pattern is one for all frames, and so is what its photon noise makes of it.
     noise = np.random.default_rng(draw.seed).standard_normal((count, *shape), np.float32)
     grain = np.float32(background.grain) * noise
-    for frame, key in enumerate(_nearest_keys(background)):
+    for frame, key in enumerate(nearest_keys(keys, len(background.amplitude))):
         found = background.log_background(frame)
         for k in range(count):
             out[k, frame] = found + background.native(small[k, key]) + grain[k]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,38 +13,13 @@ from numpy.typing import NDArray
 
 from txmcorrect.errors import FormatError
 from txmcorrect.formats.hdf5 import read_frames
+from txmcorrect.formats.stored_background import key_weights, open_background
 from txmcorrect.formats.write_process import GROUP
 from txmcorrect.scan import Array, FloatArray
 
+__all__ = ["Corrected", "key_weights", "read_result"]
+
 CACHE = 2**20  # bytes, as HDF5 has it
-
-
-def key_weights(
-    key_index: NDArray[np.integer[Any]], jump_index: NDArray[np.integer[Any]], frame: int
-) -> tuple[int, int, float]:
-    """Between which key frames a frame lies, and how far.
-
-    Parameters
-    ----------
-    key_index : `(k,)` rising frame numbers.
-    jump_index : first frames after each jump; nothing is interpolated across one.
-
-    Returns
-    -------
-    left, right, t : the frame's log-background is `(1 - t) * key[left] + t * key[right]`.
-    """
-    right = bisect_right(key_index.tolist(), frame)
-    left = right - 1
-    if left < 0 or right == len(key_index):
-        nearest = max(left, 0)
-        return nearest, nearest, 0.0
-    a, b = int(key_index[left]), int(key_index[right])
-    jumps = [j for j in jump_index.tolist() if a < j <= b]
-    if jumps:  # a side without a key frame of its own takes the nearer one's
-        before, after = frame < jumps[0], frame >= jumps[-1]
-        nearest = left if before or (not after and frame - a <= b - frame) else right
-        return nearest, nearest, 0.0
-    return left, right, (frame - a) / (b - a)
 
 
 class DatasetFrames:
@@ -94,7 +67,7 @@ class Corrected:
         self.options: dict[str, Any] = json.loads(group.attrs["options"])
         self.model_sha256 = str(group.attrs["model_sha256"])
         self.seed = int(group.attrs["seed"])
-        self._key = lru_cache(maxsize=4)(self._read_key)
+        self._background = open_background(group)
 
     def __enter__(self) -> Self:
         return self
@@ -113,11 +86,11 @@ class Corrected:
 
     def log_background(self, frame: int) -> NDArray[np.float32]:
         """Return the interpolated log-background `(h, w)` of a frame."""
-        return self._between("log_background", frame)
+        return self._background.log(frame)
 
     def log_std(self, frame: int) -> NDArray[np.float32]:
         """Return the interpolated spread `(h, w)` of a frame's log-background."""
-        return self._between("log_std", frame)
+        return self._background.std(frame)
 
     def background(self, frame: int) -> NDArray[np.float32]:
         """Return the counts above dark `(h, w)` that a frame would have without the sample."""
@@ -132,18 +105,6 @@ class Corrected:
             frame += self.dark
             frame[~self.lit] = np.nan
         return frames
-
-    def _between(self, name: str, frame: int) -> NDArray[np.float32]:
-        left, right, t = key_weights(self.key_index, self.jump_index, frame)
-        if left == right:
-            return self._key(name, left)
-        mixed = (1 - t) * self._key(name, left) + t * self._key(name, right)
-        return np.asarray(mixed, dtype=np.float32)
-
-    def _read_key(self, name: str, key: int) -> NDArray[np.float32]:
-        image: NDArray[np.float32] = self._group[name][key]
-        image.setflags(write=False)
-        return image
 
     def _find(self, what: str) -> Any:
         """Look up data or theta in whichever layout the file has."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from txmcorrect import __version__
 from txmcorrect.errors import OutputError
+from txmcorrect.formats.stored_background import open_background
 from txmcorrect.formats.write_metadata import copy_measurement
 from txmcorrect.formats.write_process import GROUP
 from txmcorrect.formats.write_slabs import GZIP, Slabs
@@ -242,15 +243,12 @@ class VolumeWriter:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a corrected file says about its correction; `flag` `(n,)` and `counts` if it knows them;
-    `options` of the run.
-    """
+    """What a corrected file says about its correction; `flag` `(n,)` and `counts` if it knows them."""
 
     scale: str
     verdict: str
     flag: NDArray[np.uint32] | None
     counts: float | None
-    options: dict[str, Any]
 
 
 def read_correction(path: Path) -> Correction:
@@ -262,13 +260,11 @@ def read_correction(path: Path) -> Correction:
         group = file[GROUP]
         flag = group["flag"][()] if "flag" in group else None
         counts = None
-        if "log_background" in group:
+        if "key_index" in group:
             lit = group["lit"][()].astype(bool)
-            first = group["log_background"][0][lit]
+            first = open_background(group).log(int(group["key_index"][0]))[lit]
             counts = float(np.exp(np.median(first)) * np.median(group["amplitude"][()]))
-        options = json.loads(group.attrs.get("options", "{}"))
-        scale, verdict = str(group.attrs["scale"]), str(group.attrs["verdict"])
-        return Correction(scale, verdict, flag, counts, options)
+        return Correction(str(group.attrs["scale"]), str(group.attrs["verdict"]), flag, counts)
 
 
 def _write_process(file: h5py.File, description: Description) -> None:

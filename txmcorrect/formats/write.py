@@ -183,8 +183,8 @@ class ResultWriter:
         """Refuse to begin what cannot fit: a full disk under an open HDF5 file is no fun."""
         n, h, w = self.slabs.shape
         packed = sum(sum(self.part.meta(_name(s))["sizes"]) for s in self.slabs.starts())
-        keys = 8 * len(process.key_index) * h * w
-        need = (4 * n * h * w if self.layout == "tiff" else packed + keys) + 2**20
+        need = 4 * n * h * w if self.layout == "tiff" else packed + process.bytes_needed()
+        need += 2**20
         free = shutil.disk_usage(self.part.path).free
         if need > free:
             raise OutputError(

@@ -24,6 +24,7 @@ GAP, TITLE, BAR = 0.06, 0.25, 0.85  # inches: between images, above one, beside 
 SIDE = 400  # pixels that an image has at most in a figure
 COLOURS = ("#3f8fd2", "#d98324", "#3aa165", "#b565c9", "#c9b037", "#7f8c9a")
 ALARM = "#d8493e"
+MARKED = 100  # key frames that get a marker each; more would be a band
 STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -179,7 +180,8 @@ def drift_curve(key_index: Array, drift: Array, timeline: Timeline) -> Figure:
     figure, ax = _wide_axes(2.8)
     jumps = np.searchsorted(key_index, timeline.jump_index)  # the line breaks where the beam did
     places, values = np.insert(x[key_index] * 1.0, jumps, np.nan), np.insert(drift, jumps, np.nan)
-    ax.plot(places, 100 * values, "o-", markersize=4, linewidth=1, label="key frames")
+    style = "o-" if len(key_index) <= MARKED else "-"
+    ax.plot(places, 100 * values, style, markersize=4, linewidth=1, label="key frames")
     for i, jump in enumerate(timeline.jump_index):
         ax.axvline(x[jump], color=ALARM, linewidth=1, label="jump" if i == 0 else None)
     ax.set(xlabel=unit, ylabel="change of background (%)", ylim=(0, None))
