@@ -265,3 +265,11 @@ def test_real_tiles_make_a_contact_sheet(shared_data):
     low, high = plots.percentile_limits(flat)
     assert 0.3 < low < 0.95 and 1.05 < high < 2
     assert pixels(plots.contact_sheet(flat, [f.stem[-4:] for f in files], 2)).shape[0] > 400
+
+
+@pytest.mark.parametrize(("k", "marker"), [(3, "o"), (1500, "None")])
+def test_thousands_of_key_frames_are_a_line(k, marker):
+    plain = plots.Timeline(np.zeros(k, int), (), [], None)
+    figure = plots.drift_curve(np.arange(k), np.linspace(0, 0.1, k), plain)
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_marker() == marker and len(line.get_xdata()) == k
