@@ -156,6 +156,7 @@ class Steps:
 
     def __init__(self, logs: Image, lit: Mask, groups: Sequence[Image]) -> None:
         self.lit = lit
+        self.empty = np.zeros_like(lit)
         self.seen, scale = _inner_steps(lit)
         self._scale = scale[self.seen]
         self._near: list[Image] = []
@@ -166,8 +167,7 @@ class Steps:
         """Look at more modes, too; for now as if the sample stood nowhere, as it may be everywhere."""
         self._near += [steps_of(images)[:, self.seen].astype(np.float32) for images in stacks]
         self._squares += [_pyramid(images)[SQUARES] for images in stacks]
-        none = np.zeros_like(_pyramid(self.lit.astype(np.float32))[SQUARES], bool)
-        self._look(np.zeros(int(self.seen.sum()), bool), none)
+        self.forget_standing()
 
     def find_standing(self, left: Image) -> bool:
         """Find where the sample stands, and say whether it is beyond doubt; `left` `(n, h, w)`: frames
@@ -177,7 +177,13 @@ class Steps:
         empty &= empty_cells(np.quantile(left, LOW, axis=0), self.lit)[0]
         free = _inner_steps(empty)[0][self.seen]
         self._look(~free, _pyramid(empty.astype(np.float32))[SQUARES] > WHOLE)
+        self.empty = empty
         return sure and bool(empty.any())
+
+    def forget_standing(self) -> None:
+        """As if the sample may stand everywhere."""
+        none = np.zeros_like(_pyramid(self.lit.astype(np.float32))[SQUARES], bool)
+        self._look(np.zeros(int(self.seen.sum()), bool), none)
 
     def find_passing(self, left: Image) -> None:
         """Find which cells a sample that passes covers in each frame; `left` as before."""
