@@ -19,10 +19,15 @@ from scipy.spatial import cKDTree
 
 from txmcorrect.simulate.fields import Image, Shape, grid_px, shifted, smooth_field, spectrum
 
-Family = Literal["train", "benchmark"]
+Family = Literal["train", "develop", "benchmark"]
 DRIFTS = {"slow": 0.015, "medium": 0.05, "fast": 0.15}
 LIT_FRACTION = 0.08  # of the median illumination; darker pixels count as unlit
 MODES = 4
+ENVELOPES = {
+    "train": ["hump", "ring", "plane"],
+    "develop": ["tent", "saddle"],
+    "benchmark": ["lobes", "hump"],
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,14 @@ class Beam:
     Attributes
     ----------
     fixed : `(h, w)` log detector pattern; lit : `(h, w)` pixels that the aperture lights.
-    envelope : log illumination `(n, h, w)` for centres `(n, 2)`; mottle_hat : half spectrum of the
+    envelope : log illumination `(n, h, w)` for centres `(n, 2)` and log zooms `(n,)`, if any; mottle_hat : half spectrum of the
     moving texture on `grid`; modes : `(k, h, w)` slow shape modes, unit rms over lit pixels.
     """
 
     shape: Shape
     fixed: Image
     lit: NDArray[np.bool_]
-    envelope: Callable[[NDArray[Any]], Image]
+    envelope: Callable[..., Image]
     mottle_hat: NDArray[Any]
     grid: Shape
     modes: Image
@@ -59,7 +64,7 @@ class Beam:
 
 
 def draw_beam(rng: np.random.Generator, shape: Shape, family: Family = "train") -> Beam:
-    """Draw an instrument. The benchmark family shares no generator of texture with training."""
+    """Draw an instrument. No family shares a generator of texture with another."""
     long = max(shape)
     envelope = _envelope(rng, shape, family)
     strength = rng.uniform(0.0, 0.08)
@@ -84,10 +89,20 @@ def _mottle(rng: np.random.Generator, grid: Shape, long: int, family: Family) ->
     width = long * np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 5)))
     if family == "train":
         return spectrum(rng, grid, 1 / (4 * width), rng.uniform(4, 8))
+    if family == "develop":
+        return _ridges(rng, grid, width)
     cells = _cells(rng, grid, width * 2)
     texture = gaussian_filter(cells, width / 3, mode="wrap")
     texture = (texture - texture.mean()) / (texture.std() + 1e-9)
     return np.asarray(scipy.fft.rfft2(texture.astype(np.float32)))
+
+
+def _ridges(rng: np.random.Generator, grid: Shape, width_px: float) -> NDArray[Any]:
+    """Half spectrum of sharp ridges between round valleys, unit variance: a folded field."""
+    field = scipy.fft.irfft2(spectrum(rng, grid, 1 / (4 * width_px), 6), s=grid)
+    folded = -np.abs(field)
+    folded = (folded - folded.mean()) / (folded.std() + 1e-9)
+    return np.asarray(scipy.fft.rfft2(folded.astype(np.float32)))
 
 
 def _cells(rng: np.random.Generator, grid: Shape, width_px: float) -> Image:
@@ -103,11 +118,11 @@ def _cells(rng: np.random.Generator, grid: Shape, width_px: float) -> Image:
 
 def _envelope(
     rng: np.random.Generator, shape: Shape, family: Family
-) -> Callable[[NDArray[Any]], Image]:
-    """Broad illumination: hump, hollow-cone ring, lobes or plane, under a soft aperture."""
+) -> Callable[..., Image]:
+    """Broad illumination, one of `ENVELOPES`, under a soft aperture."""
     y, x = grid_px(shape)
     long = max(shape)
-    kind = rng.choice(["hump", "ring", "plane"] if family == "train" else ["lobes", "hump"])
+    kind = rng.choice(ENVELOPES[family])
     centre = rng.normal(0, 0.12, 2) * long
     depth = rng.uniform(0.1, 1.2)
     width = long * rng.uniform(0.35, 0.9)
@@ -130,6 +145,10 @@ def _envelope(
                 for (cy, cx), s in zip(*lobes, strict=True)
             ]
             log_level = 0.6 * np.log(0.4 + sum(parts))
+        elif kind == "tent":
+            log_level = -depth * (np.abs(dy * stretch) + np.abs(dx / stretch)) / (2 * width)
+        elif kind == "saddle":
+            log_level = 0.5 * depth * ((dy * stretch) ** 2 - (dx / stretch) ** 2) / width**2
         else:
             log_level = np.zeros_like(r)
         log_level = log_level + slope[0] * dy + slope[1] * dx
@@ -137,9 +156,15 @@ def _envelope(
             log_level = log_level + np.maximum(-np.logaddexp(0, (r - radius) / edge), -6)
         return np.asarray(log_level, np.float32)
 
-    def envelope(shift: NDArray[Any]) -> Image:
+    def envelope(shift: NDArray[Any], zoom: NDArray[Any] | None = None) -> Image:
         corners = (centre + shift).astype(np.float32)
-        return np.array([level(y - cy, x - cx) for cy, cx in corners], np.float32)
+        if zoom is None:
+            return np.array([level(y - cy, x - cx) for cy, cx in corners], np.float32)
+        smaller = np.exp(-zoom).astype(np.float32)
+        return np.array(
+            [level(y * s - cy, x * s - cx) for (cy, cx), s in zip(corners, smaller, strict=True)],
+            np.float32,
+        )
 
     return envelope
 
@@ -160,7 +185,7 @@ def detector_pattern(rng: np.random.Generator, shape: Shape, family: Family = "t
 
 
 def _scratches(rng: np.random.Generator, shape: Shape, family: Family) -> Image:
-    """Thin dark or bright lines: zero crossings of a field, or borders of cells in the benchmark."""
+    """Thin dark or bright lines: zero crossings of a field, borders of cells, or straight lines."""
     width = max(shape) * rng.uniform(0.03, 0.15)
     depth = rng.choice([-1, 1]) * rng.uniform(0.01, 0.08)
     if family == "benchmark":
@@ -169,10 +194,23 @@ def _scratches(rng: np.random.Generator, shape: Shape, family: Family) -> Image:
             np.diff(cells, axis=1, append=cells[:, -1:]) != 0
         )
         return np.asarray(depth * gaussian_filter(border.astype(np.float32), 0.7), np.float32)
+    if family == "develop":
+        return np.asarray(depth * _straight_lines(rng, shape), np.float32)
     field = smooth_field(rng, shape, width)
     lines = np.exp(-((field / rng.uniform(0.02, 0.08)) ** 2))
     where = smooth_field(rng, shape, max(shape) / 5) > rng.uniform(-0.5, 1)
     return np.asarray(depth * lines * where, np.float32)
+
+
+def _straight_lines(rng: np.random.Generator, shape: Shape) -> Image:
+    """Some straight lines across the frame, 1 on them."""
+    y, x = grid_px(shape)
+    lines = np.zeros(shape, np.float32)
+    for _ in range(int(rng.integers(2, 9))):
+        angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5) * min(shape)
+        across = y * np.cos(angle) - x * np.sin(angle) - offset
+        lines = np.maximum(lines, np.exp(-((across / rng.uniform(0.5, 1.5)) ** 2)))
+    return lines
 
 
 def _add_dust(rng: np.random.Generator, pattern: Image) -> None:

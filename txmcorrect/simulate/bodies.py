@@ -1,8 +1,8 @@
 """Bodies in three dimensions: attenuation at any point, so that planes of them can be drawn alone.
 
 A body turns about the upright axis in the middle of the frame. Lengths are pixels, points are
-`(z, y, x)` from its middle. Training shows grains from ellipsoids to rounded boxes; the benchmark family
-has faceted ones, which training never shows.
+`(z, y, x)` from its middle. Training shows grains from ellipsoids to rounded boxes; the development
+family has pinched ones, the benchmark family faceted ones, which training never shows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Points = NDArray[np.float32]
 class Grain:
     """A superellipsoid (`normals` None) or a crystal: `turn` `(3, 3)` brings points into its axes.
 
-    `power` 2 is an ellipsoid, large ones are boxes with round edges.
+    `power` 2 is an ellipsoid, large ones are boxes with round edges, those below 1 are pinched stars.
     """
 
     centre: NDArray[np.float64]
@@ -203,6 +203,8 @@ def _draw_grains(
     powers = np.full(count, 2.0)
     if family == "train":  # half are ellipsoids
         powers = np.exp(np.maximum(rng.uniform(-1, 1, count), 0) * np.log(4)) * 2
+    elif family == "develop":
+        powers = rng.uniform(0.6, 0.9, count)
     grains = []
     for k in range(count):
         mu = common * rng.uniform(0.9, 1.1) if rng.random() < 0.6 else rng.uniform(0.2, 2)
@@ -215,7 +217,7 @@ def _draw_grains(
                 axes=size[k] * rng.uniform(0.6, 1, 3),
                 mu=unit * float(mu),
                 hollow=bool(rng.random() < 0.2),
-                normals=None if family == "train" else _facets(rng),
+                normals=_facets(rng) if family == "benchmark" else None,
                 power=float(powers[k]),
             )
         )

@@ -1,7 +1,7 @@
 """Samples: log transmission of particles, fibres, tissue, films; absorption and Zernike contrast.
 
 A phantom is drawn as `thickness >= 0` (a line integral in arbitrary units), then turned into log
-transmission by `contrast`. The benchmark family draws other shapes than training ever sees.
+transmission by `contrast`. Each family draws shapes that the others never show.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def dense(rng: np.random.Generator, shape: Shape, frame: float, family: Family) 
     if family == "benchmark":  # a network of ridges instead of closed membranes
         ridges = np.abs(np.sin(2.2 * field + smooth_field(rng, shape, 3 * width)))
         cells = np.exp(-((ridges / 0.25) ** 2))
+    elif family == "develop":  # round cells of one level in a matrix of another
+        cells = 1 / (1 + np.exp(-np.clip(6 * (field - 0.3), -40, 40)))
     else:
         cells = np.exp(-((field / rng.uniform(0.1, 0.4)) ** 2))
     granules = np.maximum(smooth_field(rng, shape, frame * 0.008) - rng.uniform(0.8, 2), 0)
@@ -54,7 +56,11 @@ def film(rng: np.random.Generator, shape: Shape, frame: float, family: Family) -
     """A film over everything: slow changes of thickness, cracks, grains."""
     thickness = 1 + 0.15 * smooth_field(rng, shape, frame * rng.uniform(0.1, 0.5))
     grains = smooth_field(rng, shape, frame * rng.uniform(0.01, 0.04))
-    thickness += rng.uniform(0.02, 0.15) * (np.sign(grains) if family == "benchmark" else grains)
+    if family == "benchmark":
+        grains = np.sign(grains)
+    elif family == "develop":  # terraces
+        grains = np.round(1.5 * grains) / 1.5
+    thickness += rng.uniform(0.02, 0.15) * grains
     if rng.random() < 0.5:
         crack = smooth_field(rng, shape, frame * 0.15)
         thickness -= rng.uniform(0.2, 0.8) * np.exp(-((crack / 0.04) ** 2))
@@ -87,7 +93,7 @@ def contrast(rng: np.random.Generator, thickness: Image, frame: float) -> Image:
 
 
 def _add_particle(rng: np.random.Generator, thickness: Image, frame: float, family: Family) -> None:
-    """Add one particle in place: ellipsoid, or a faceted crystal in the benchmark family."""
+    """Add one particle in place: an ellipsoid (train), a cushion (develop), a faceted crystal (benchmark)."""
     h, w = thickness.shape
     radius = frame * np.exp(rng.uniform(np.log(0.006), np.log(0.16)))
     cy, cx = rng.uniform(-0.02, 1.02, 2) * (h, w)
@@ -105,6 +111,8 @@ def _add_particle(rng: np.random.Generator, thickness: Image, frame: float, fami
         turns = 2 * np.pi * sides / len(sides)
         depth = 1 - np.max([u * np.cos(t) + v * np.sin(t) for t in turns], axis=0)
         profile = np.clip(depth * 2.5, 0, 1)
+    elif family == "develop":
+        profile = np.clip(1 - u**4 - v**4, 0, 1) ** 0.25
     else:
         profile = np.sqrt(np.maximum(1 - u**2 - v**2, 0))
         if rng.random() < 0.3:  # hollow shell
@@ -128,6 +136,10 @@ def _add_fibre(rng: np.random.Generator, thickness: Image, frame: float) -> None
 # --- objects that turn: exact line integrals of spheres inside a capillary ---------------------
 
 
+# Radii over the capillary's, log-uniform between these.
+SPHERE_SIZES = {"train": (0.02, 0.2), "develop": (0.11, 0.14), "benchmark": (0.04, 0.12)}
+
+
 class Spheres:
     """Spheres in an upright capillary: analytic projections at any angle, and the volume.
 
@@ -141,7 +153,7 @@ class Spheres:
         self.radius = 0.5 * w * rng.uniform(0.5, 0.8)  # of the capillary
         self.wall = self.radius * rng.uniform(0.03, 0.1)
         count = int(rng.integers(25, 60))
-        small, large = (0.02, 0.2) if family == "train" else (0.04, 0.12)
+        small, large = SPHERE_SIZES[family]
         r = self.radius * np.exp(rng.uniform(np.log(small), np.log(large), count))
         bore = self.radius - self.wall
         distance = np.sqrt(rng.uniform(0, 1, count)) * np.maximum(bore - r, 0)

@@ -31,7 +31,8 @@ from txmcorrect.simulate.samples import SAMPLES, Spheres, contrast
 
 Kind = Literal["mosaic-sparse", "mosaic-dense", "tomo", "film"]
 References = Literal["none", "stale", "before-after", "fresh"]
-STREAMS = {"train": 1, "validate": 2, "scan": 3}
+STREAMS = {"train": 1, "validate": 2, "scan": 3, "world": 4}
+FAMILY_NUMBERS: dict[Family, int] = {"train": 0, "benchmark": 1, "develop": 2}
 DARK_LEVEL = 100.0
 READ_NOISE = 2.0
 FLATS = 10  # exposures of one reference
@@ -39,7 +40,7 @@ PIXEL_UM = 0.05
 
 
 def stream(name: str, *seeds: int) -> np.random.Generator:
-    """Random numbers of one purpose: `train`, `validate` or `scan`; they never meet."""
+    """Random numbers of one purpose: a key of `STREAMS`; they never meet."""
     return np.random.default_rng(np.random.SeedSequence([STREAMS[name], *seeds]))
 
 
@@ -105,10 +106,10 @@ def simulate_scan(
     jump : let the illumination jump once by the whole drift. instrument : seed of beam and detector, for
     several scans at one beamline; without it each scan has its own.
     """
-    rng = stream("scan", seed, int(family == "benchmark"))
+    rng = stream("scan", seed, FAMILY_NUMBERS[family])
     log_t, geometry = _sample(rng, kind, shape, family, frames, grid, overlap)
     n = len(log_t)
-    own = rng if instrument is None else stream("scan", instrument, int(family == "benchmark"), 1)
+    own = rng if instrument is None else stream("scan", instrument, FAMILY_NUMBERS[family], 1)
     beam = draw_beam(own, shape, family)
     path, jumps = _path(rng, beam, n, drift, references, jump)
     level = counts / np.exp(beam.log_background(path[:1])[0])[beam.lit].mean()
