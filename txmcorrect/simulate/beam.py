@@ -37,8 +37,9 @@ class Beam:
     Attributes
     ----------
     fixed : `(h, w)` log detector pattern; lit : `(h, w)` pixels that the aperture lights.
-    envelope : log illumination `(n, h, w)` for centres `(n, 2)` and log zooms `(n,)`, if any; mottle_hat : half spectrum of the
-    moving texture on `grid`; modes : `(k, h, w)` slow shape modes, unit rms over lit pixels.
+    envelope : log illumination `(n, h, w)` for centres `(n, 2)` and log zooms `(n,)`, if any.
+    mottle_hat : half spectrum of the moving texture on `grid`; modes : `(k, h, w)` slow shape modes, unit rms
+    over lit pixels.
     """
 
     shape: Shape
@@ -116,9 +117,7 @@ def _cells(rng: np.random.Generator, grid: Shape, width_px: float) -> Image:
     return np.asarray(levels[nearest].reshape(grid))
 
 
-def _envelope(
-    rng: np.random.Generator, shape: Shape, family: Family
-) -> Callable[..., Image]:
+def _envelope(rng: np.random.Generator, shape: Shape, family: Family) -> Callable[..., Image]:
     """Broad illumination, one of `ENVELOPES`, under a soft aperture."""
     y, x = grid_px(shape)
     long = max(shape)

@@ -59,7 +59,7 @@ def film(rng: np.random.Generator, shape: Shape, frame: float, family: Family) -
     if family == "benchmark":
         grains = np.sign(grains)
     elif family == "develop":  # terraces
-        grains = np.round(1.5 * grains) / 1.5
+        grains = np.asarray(np.round(1.5 * grains) / 1.5, np.float32)
     thickness += rng.uniform(0.02, 0.15) * grains
     if rng.random() < 0.5:
         crack = smooth_field(rng, shape, frame * 0.15)

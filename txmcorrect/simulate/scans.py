@@ -8,7 +8,7 @@ Seeds of training and of scans that are kept lie in different streams (`stream`)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from txmcorrect.simulate.beam import (
     wander,
 )
 from txmcorrect.simulate.fields import Image, Shape, grid_px
+from txmcorrect.simulate.records import Records
 from txmcorrect.simulate.samples import SAMPLES, Spheres, contrast
 
 Kind = Literal["mosaic-sparse", "mosaic-dense", "tomo", "film"]
@@ -36,6 +37,7 @@ FAMILY_NUMBERS: dict[Family, int] = {"train": 0, "benchmark": 1, "develop": 2}
 DARK_LEVEL = 100.0
 READ_NOISE = 2.0
 FLATS = 10  # exposures of one reference
+BROKEN = 2e-4  # of pixels
 PIXEL_UM = 0.05
 
 
@@ -59,6 +61,10 @@ class SimulatedScan:
     before each; `flats_current_ma` (k,).
     position_px : `(n, 2)` tile corners (y, x) in `world`. theta : `(n,)` radians.
     volume : `(z, y, x)` attenuation per um.
+    Of worlds only: time : `(n,)` when frames were taken, in durations of the scan, and of flats and bank;
+    level : `(n,)` log of exposure, current and what no record knows, all included in `background`.
+    records : what the scan's files say; without them, exposures and currents as they were.
+    choices : what was drawn.
     """
 
     kind: str
@@ -80,6 +86,12 @@ class SimulatedScan:
     grid: tuple[int, int] | None = None
     theta: NDArray[np.float64] | None = None
     volume: Image | None = None
+    time: NDArray[np.float64] | None = None
+    flats_time: NDArray[np.float64] | None = None
+    bank_time: NDArray[np.float64] | None = None
+    level: NDArray[np.float64] | None = None
+    records: Records | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
 
 
 def simulate_scan(
@@ -115,10 +127,10 @@ def simulate_scan(
     level = counts / np.exp(beam.log_background(path[:1])[0])[beam.lit].mean()
     current = ring_current(rng, n)
     background = _counts(beam, path, current, level)
-    direct = _direct_beam(own, shape, counts)
+    direct = direct_beam(own, shape, counts)
     transmission = np.exp(log_t)
     dark = DARK_LEVEL + own.normal(0, 1, shape)
-    broken = own.random(shape) < 2e-4
+    broken = own.random(shape) < BROKEN
     stuck = own.choice([0.0, 65535.0], shape)
     expose = _Detector(dark, direct, np.where(broken, stuck, np.nan), rng)
     raw = expose(background * transmission, afterglow=0.002)
@@ -265,7 +277,7 @@ def _counts(beam: Beam, path: NDArray[Any], current: NDArray[Any], level: float)
     return np.asarray(np.exp(beam.log_background(path)) * scale, np.float32)
 
 
-def _direct_beam(rng: np.random.Generator, shape: Shape, counts: float) -> Image:
+def direct_beam(rng: np.random.Generator, shape: Shape, counts: float) -> Image:
     """Light past the central stop, in some instruments: a spot of up to 2 % of the counts."""
     y, x = grid_px(shape)
     width = max(shape) * rng.uniform(0.02, 0.06)
