@@ -178,15 +178,39 @@ class SimulateSettings(Settings):
     counts: float = option(5000.0, "Mean counts of an empty lit pixel.", gt=0)
     size: int = option(256, "Frame width and height in pixels.", ge=32)
     height: int | None = option(None, "Frame height, where it differs from --size.", ge=2)
-    frames: int | None = option(None, "Projections of a tomogram.", ge=2)
+    frames: int | None = option(
+        None, "Frames; those of a mosaic make its grid, as square as it comes.", ge=2
+    )
     grid: Grid = option((4, 4), "Rows x columns of a mosaic.")
     overlap: float = option(
         0.1, "Overlap of neighbouring tiles, fraction of the frame.", ge=0, lt=1
     )
-    references: Literal["none", "stale", "before-after", "fresh"] = option(
-        "none", "References inside the scan file (the bank is written anyway)."
-    )
+    references: Literal[
+        "none", "stale", "before-after", "fresh", "burst", "before", "within", "bank"
+    ] = option("none", "References inside the scan file (the bank is written anyway).")
     bank: int = option(20, "References in the bank.", ge=0)
+    family: Literal["train", "develop", "benchmark"] = option(
+        "train", "Generators of beams, drifts and samples; families share none."
+    )
+    drift_kind: Literal[
+        "trend", "white", "walk", "mixed", "jump", "stripes", "zoom", "decay", "still"
+    ] = option("trend", "How the beam drifts; --drift says how much, as is usual for the kind.")
+    order: Literal["time", "shuffled"] = option("time", "How frames lie in the file.")
+    records: Literal["full", "none", "partial", "wrong", "quantised"] = option(
+        "full",
+        "What is recorded: all; nothing; exposures only; a constant current; currents in 4 % steps.",
+    )
+    flat_exposure: float = option(1.0, "Exposure of references over that of frames.", gt=0)
+    sample: Literal["sparse", "dense", "film", "opaque", "tomo", "wide", "empty"] | None = option(
+        None, "What is imaged, where --kind does not offer it."
+    )
+    strength: float | None = option(None, "Absorption at the sample's strongest place.", gt=0, lt=1)
+    detector: Literal["pattern", "none"] = option(
+        "pattern", "Fixed pattern of the detector, or photon noise only."
+    )
+    texture: Literal["mottle", "speckle", "none"] = option(
+        "mottle", "What moves with the illumination; speckle: as fine as 2-16 pixels."
+    )
 
 
 class PrepareSettings(ReadSettings):
