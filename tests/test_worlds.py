@@ -165,6 +165,18 @@ def test_a_jump_is_sudden(family):
         assert np.median(steps) < 0.05 * steps.max()
 
 
+def test_jumps_are_where_they_are_said_to_be():
+    given = {**PLAIN, "drift": "jump", "frames": 24, "texture": "mottle", "amount": 0.05}
+    found = set()
+    for seed in range(6):
+        scan = draw_world(seed, order="time", **given)
+        steps = np.diff(np.log(scan.background[:, scan.lit]), axis=0).std(1)
+        assert set((np.flatnonzero(steps > 1e-5) + 1).tolist()) == set(scan.jumps)
+        found.add(len(scan.jumps))
+    assert found == {1, 2}
+    assert draw_world(1, order="time", **{**given, "drift": "walk"}).jumps == ()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stripes_move_by_parts_of_a_pixel(family):
     made, motion, logs = states("stripes", family, np.linspace(-100, 1, 50), amount=0.03)
@@ -250,10 +262,10 @@ def test_families_share_no_generator(generators):
     assert len({id(g) for g in generators.values()}) == 3
 
 
-def test_families_share_no_envelope_but_a_hump():
-    sets = [set(beam.ENVELOPES[f]) for f in FAMILIES]
-    assert not sets[1] & (sets[0] | sets[2])
-    assert sets[0] & sets[2] == {"hump"}  # of 0.1.0
+def test_families_share_no_envelope():
+    sets = [set(light.WORLD_ENVELOPES[f]) for f in FAMILIES]
+    assert all(sets)
+    assert sum(map(len, sets)) == len(set.union(*sets))
 
 
 @pytest.mark.parametrize("sample", ["sparse", "dense", "film", "wide"])
