@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TXM := $(VENV)/bin/txmcorrect
 
-.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-worlds bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-finetune mosaic-peers bench-speed bench-tomo
+.PHONY: bench-quick bench-quality bench-shapes bench-grid bench-repeat bench-worlds bench-real regression peers install format lint type test test-slow test-gpu demo check clean bench-pair bench-uncon bench-restore bench-ct bench-guidance bench-ablation study bench-mosaic bench-finetune bench-families mosaic-peers bench-speed bench-tomo
 
 install: $(STAMP)
 
@@ -159,6 +159,10 @@ DATA ?= ../shared/data
 bench-real: install
 	$(if $(DIR),$(COMPARE) --real $(DIR) --out bench/real $(WITH),\
 	  $(PEERS) $(PY) tests/bench/real.py $(DATA) --jobs 2 $(WITH))
+
+# Worlds by kind of drift and of sample, families left out of training: 189 worlds, an hour or two.
+bench-families: install
+	OMP_NUM_THREADS=1 $(PY) tests/bench/families.py $(WITH)
 
 # Source 4's comparison: the same network on the same data, asked for the mean at once.
 regression: install

@@ -7,7 +7,7 @@ that moves by fractions of a pixel and changes shape slowly. Everything is a nat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,10 +64,18 @@ class Beam:
         return float((b - a)[self.lit].std())
 
 
-def draw_beam(rng: np.random.Generator, shape: Shape, family: Family = "train") -> Beam:
-    """Draw an instrument. No family shares a generator of texture with another."""
+def draw_beam(
+    rng: np.random.Generator,
+    shape: Shape,
+    family: Family = "train",
+    envelopes: Sequence[str] | None = None,
+) -> Beam:
+    """Draw an instrument. No family shares a generator of texture with another.
+
+    `envelopes`: kinds of broad illumination, if not `ENVELOPES` of the family.
+    """
     long = max(shape)
-    envelope = _envelope(rng, shape, family)
+    envelope = _envelope(rng, shape, family, envelopes or ENVELOPES[family])
     strength = rng.uniform(0.0, 0.08)
     grid = (
         scipy.fft.next_fast_len(shape[0] * 5 // 4, True),
@@ -117,11 +125,13 @@ def _cells(rng: np.random.Generator, grid: Shape, width_px: float) -> Image:
     return np.asarray(levels[nearest].reshape(grid))
 
 
-def _envelope(rng: np.random.Generator, shape: Shape, family: Family) -> Callable[..., Image]:
-    """Broad illumination, one of `ENVELOPES`, under a soft aperture."""
+def _envelope(
+    rng: np.random.Generator, shape: Shape, family: Family, kinds: Sequence[str]
+) -> Callable[..., Image]:
+    """Broad illumination of one of these kinds, under a soft aperture."""
     y, x = grid_px(shape)
     long = max(shape)
-    kind = rng.choice(ENVELOPES[family])
+    kind = rng.choice(list(kinds))
     centre = rng.normal(0, 0.12, 2) * long
     depth = rng.uniform(0.1, 1.2)
     width = long * rng.uniform(0.35, 0.9)

@@ -76,7 +76,7 @@ def white(
 
     `amount` is the rms above 1/8 of the frame of the log ratio of two exposures (`modes.measured_modes`).
     """
-    return _jittering(rng, _still_but(light, np.zeros((len(times), 2 + MODES))), family, 1.0)
+    return _jittering(rng, _still_but(light, np.zeros((len(times), 2 + MODES))), family)
 
 
 def walk(
@@ -94,7 +94,7 @@ def mixed(
     rng: np.random.Generator, light: Light, times: Times, family: Family, amount: float
 ) -> Motion:
     """A `walk` by `amount`, and `white` jitter beside it."""
-    return _jittering(rng, walk(rng, light, times, family, amount), family, 1.0)
+    return _jittering(rng, walk(rng, light, times, family, amount), family)
 
 
 def jumping(
@@ -104,7 +104,8 @@ def jumping(
     at = steps_at(rng)
     states, ends = steps(rng, times, at, family, 2 + MODES)
     scale = path_scale(rng, light.beam)
-    return _still_but(light, _scaled(light, states * scale, ends[:, None] * scale, amount))
+    motion = _still_but(light, _scaled(light, states * scale, ends[:, None] * scale, amount))
+    return replace(motion, jumps=np.searchsorted(at, times, side="right"))
 
 
 def striped(
@@ -145,10 +146,10 @@ def _still_but(light: Light, states: NDArray[np.float64]) -> Motion:
     return Motion.still(len(states), light.size).moved(states)
 
 
-def _jittering(rng: np.random.Generator, motion: Motion, family: Family, rms: float) -> Motion:
+def _jittering(rng: np.random.Generator, motion: Motion, family: Family) -> Motion:
     """Scores of the measured modes, new for each exposure."""
     scores = motion.scores.copy()
-    scores[:, MODES:] = rms * JITTERS[family](rng, scores[:, MODES:].shape)
+    scores[:, MODES:] = JITTERS[family](rng, scores[:, MODES:].shape)
     return replace(motion, scores=scores)
 
 

@@ -11,7 +11,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from txmcorrect.simulate.beam import MODES, Beam, Family, draw_beam
+from txmcorrect.simulate.beam import ENVELOPES, MODES, Beam, Family, draw_beam
 from txmcorrect.simulate.fields import Image, Shape, frequencies, grid_px
 from txmcorrect.simulate.modes import broad_modes, measured_modes
 
@@ -21,6 +21,12 @@ BLOCK_PX = 2**20  # of frames that are computed at a time
 SPECKLE_PX = (2.0, 16.0)
 SPECKLE_RMS = (0.005, 0.04)
 LINES = 12  # stripes of the development family
+# Those of 0.1.0 share the hump between training and benchmark; worlds share none.
+WORLD_ENVELOPES: dict[Family, list[str]] = {
+    "train": ENVELOPES["train"],
+    "develop": ENVELOPES["develop"],
+    "benchmark": ["lobes"],
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Motion:
     shift : `(m, 2)` y, x of the illumination in pixels; zoom : `(m,)` log magnification of it.
     scores : `(m, k)` of broad modes, then of those of measured jitter. stripes : `(m,)` pixels by which
     stripes have moved. level : `(m,)` log level that no record knows. current : `(m,)` log ring current.
+    jumps : `(m,)` how many sudden changes came before.
     """
 
     shift: NDArray[np.float64]
@@ -40,12 +47,13 @@ class Motion:
     stripes: NDArray[np.float64]
     level: NDArray[np.float64]
     current: NDArray[np.float64]
+    jumps: NDArray[np.intp]
 
     @staticmethod
     def still(m: int, k: int) -> Motion:
         """`m` moments at which nothing moves, with `k` scores."""
-        none = np.zeros(m)
-        return Motion(np.zeros((m, 2)), none, np.zeros((m, k)), none, none, none)
+        none, never = np.zeros(m), np.zeros(m, np.intp)
+        return Motion(np.zeros((m, 2)), none, np.zeros((m, k)), none, none, none, never)
 
     def at(self, chosen: Any) -> Motion:
         """Some of these moments."""
@@ -150,7 +158,7 @@ def draw_light(
     texture : what goes with the illumination beside its envelope. detector : `none` shows photon noise only.
     jitter : rank and broad rms of modes as measured. stripes : rms of a monochromator's lines.
     """
-    beam = draw_beam(rng, shape, family)
+    beam = draw_beam(rng, shape, family, WORLD_ENVELOPES[family])
     modes = broad_modes(rng, shape, beam.lit, family, MODES)
     beam = replace(
         beam,

@@ -14,13 +14,16 @@ are quoted on `benchmark`:
 | finer bands of jitter | Gaussian | streaked | scattered points |
 | speckle | band of noise | interference | equal grains |
 | stripes | noise | dark lines with wings | bands of one level |
-| envelope | hump, ring, plane | tent, saddle | lobes, (another) hump |
+| envelope | hump, ring, plane | tent, saddle | lobes |
 | mottle | power law | ridges | cells |
 | scratches | zero crossings | straight lines | borders of cells |
 | particles | ellipsoids, shells | cushions | facets |
 | tissue | membranes | round cells | network of ridges |
 | film | smooth grains | terraces | two levels |
 | spheres | of all sizes | of one size | of middle sizes |
+
+What all share is physics or plain: pixel gain, columns, dust, the aperture's edge, fibres, capillaries, and
+how thickness becomes contrast.
 
 Each choice, the instrument, its drift, the sample and the noise have random streams of their own: a
 choice that is fixed changes nothing else.
@@ -68,7 +71,7 @@ class Exposures:
     ----------
     time : `(m,)`; background : `(m, h, w)` expected counts of empty frames, without dark and direct light.
     level : `(m,)` log of all that scales an exposure; current_ma, exposure_s : `(m,)` as they were.
-    frames, flats : how many; the rest are the bank's.
+    jumps : `(m,)` sudden changes before each. frames, flats : how many; the rest are the bank's.
     """
 
     time: Times
@@ -76,6 +79,7 @@ class Exposures:
     level: NDArray[np.float64]
     current_ma: NDArray[np.float64]
     exposure_s: NDArray[np.float64]
+    jumps: NDArray[np.intp]
     frames: int
     flats: int
 
@@ -173,7 +177,7 @@ def _exposures(streams: Streams, family: Family, made: dict[str, Any], light: Li
     current = FULL_MA * np.exp(motion.current)
     counts = np.exp(logs, out=logs)
     counts *= scale[:, None, None]
-    return Exposures(times, counts, level, current, exposure, n, len(flat_times))
+    return Exposures(times, counts, level, current, exposure, motion.jumps, n, len(flat_times))
 
 
 def _after_the_burst(
@@ -182,6 +186,13 @@ def _after_the_burst(
     """The beam moves and changes shape by `AFTER_BURST` once the flats are taken."""
     change = draw_change(rng, light, AFTER_BURST)
     return motion.moved((times >= 0)[:, None] * change)
+
+
+def _jumps(before: NDArray[np.intp], order: str) -> tuple[int, ...]:
+    """Frames at which the beam had jumped; of shuffled ones nobody can say."""
+    if order == "shuffled":
+        return ()
+    return tuple(int(i) + 1 for i in np.flatnonzero(np.diff(before)))
 
 
 class _Camera:
@@ -233,7 +244,7 @@ def expose(streams: Streams, world: World) -> SimulatedScan:
         direct=camera.direct,
         lit=world.light.beam.lit & ~camera.broken,
         current_ma=currents[0],
-        jumps=(),
+        jumps=_jumps(seen.jumps[: seen.frames], made["order"]),
         bank=camera(noise, bank + camera.direct).astype(np.float32),
         bank_current_ma=currents[2],
         flats=camera(noise, flats + camera.direct),
