@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class MatchedReferences:
     frame_scale : `(n,)` exposure and current of each projection over their median; the flat
         expected for frame i is `flat * scale * frame_scale[i]`.
     absolute : exposure and current of both sides are recorded, so the scale is absolute.
+    current_scale, frame_current : the part of `scale` and of `frame_scale` that recorded currents make; 1 where they
+        do not say. `exposed`: exposures of both sides are recorded.
     age_s : `(m,)` seconds between each flat and the projection nearest in time; None if unknown.
     warnings : what could not be checked, was forced, or is doubtful.
     """
@@ -41,6 +43,22 @@ class MatchedReferences:
     absolute: bool
     age_s: FloatArray | None
     warnings: tuple[str, ...] = ()
+    current_scale: FloatArray | None = None
+    frame_current: FloatArray | None = None
+    exposed: bool = False
+
+    def without_current(self, reason: str) -> MatchedReferences:
+        """The same without what currents say."""
+        if self.current_scale is None or self.frame_current is None:
+            return self
+        return replace(
+            self,
+            scale=self.scale / self.current_scale,
+            frame_scale=self.frame_scale / self.frame_current,
+            warnings=(*self.warnings, reason),
+            current_scale=None,
+            frame_current=None,
+        )
 
 
 def match_references(
@@ -165,6 +183,8 @@ def _matched(scan: Scan, group: References, notes: tuple[str, ...]) -> MatchedRe
     n, m = scan.shape[0], group.frames.shape[0]
     scale, frame_scale, absolute = np.ones(m), np.ones(n), True
     warnings = list(notes)
+    current_scale = frame_current = None
+    exposed = False
     for name, ours, theirs in (
         ("exposure", scan.exposure_s, group.exposure_s),
         ("current", scan.current_ma, group.current_ma),
@@ -176,13 +196,27 @@ def _matched(scan: Scan, group: References, notes: tuple[str, ...]) -> MatchedRe
             continue
         scale *= middle / theirs
         frame_scale *= ours / middle
+        if name == "current":
+            current_scale, frame_current = middle / theirs, ours / middle
+        else:
+            exposed = True
     unknown = _unchecked(scan.optics, group.optics)
     if unknown:
         warnings.append(f"cannot be checked: {', '.join(unknown)}")
     age = _age(scan, group)
     if age is not None and age.min() > STALE_SECONDS:
         warnings.append(f"the references are {age.min() / 3600:.1f} h old")
-    return MatchedReferences(group, scale, frame_scale, absolute, age, tuple(warnings))
+    return MatchedReferences(
+        group,
+        scale,
+        frame_scale,
+        absolute,
+        age,
+        tuple(warnings),
+        current_scale,
+        frame_current,
+        exposed,
+    )
 
 
 def _comparable(name: str, ours: FloatArray | None, theirs: FloatArray | None) -> tuple[float, str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.conditions import RIM, lit_mean, pair_condition
 from txmcorrect.background.known import Known, kind_of, situation_of
+from txmcorrect.background.linear_model.fit import BackgroundFit, fit_referenced
 from txmcorrect.background.quality import MISTAKABLE
 from txmcorrect.background.stack import stack_condition
 from txmcorrect.background.thumbnails import Small
@@ -47,7 +48,7 @@ class Conditions:
     """
 
     looks: tuple[Look, ...]
-    base: Base | None = None
+    base: Base | BackgroundFit | None = None
     spread: float = 1.0
     situation: str = ""
     notes: tuple[str, ...] = ()
@@ -106,6 +107,8 @@ def stack_conditions(known: Known, extra: Mapping[str, Any] | None = None) -> Co
 
     `extra` of the model's specification holds its calibration, where it has one.
     """
+    if known.flats is not None:
+        return Conditions((), fit_referenced(known))
     base = find_base(known)
     situation = situation_of(known, base.fit.told)
     doubt, spread = (
@@ -153,7 +156,7 @@ def generate(
     sigma, where x0_hat depends on the condition alone, and of several partners the median: what
     leaks from one of them is not in the others. Without a network both are the fit's.
     """
-    if model.is_fit_alone:
+    if model.is_fit_alone or isinstance(conditions.base, BackgroundFit):
         assert conditions.base is not None
         return conditions.base.fields(targets), conditions.base.std(targets)
     k = len(targets)
@@ -192,7 +195,7 @@ def combined(
 
 def _shared(
     conditions: Conditions,
-    base: Base,
+    base: Base | BackgroundFit,
     targets: NDArray[np.intp],
     mean: torch.Tensor,
     spread: torch.Tensor,
@@ -231,7 +234,9 @@ def deviations(
     return (1 - share).sqrt() * fits + share.sqrt() * FOREIGN * own
 
 
-def _fit_deviations(base: Base, targets: NDArray[np.intp], count: int, seed: int) -> torch.Tensor:
+def _fit_deviations(
+    base: Base | BackgroundFit, targets: NDArray[np.intp], count: int, seed: int
+) -> torch.Tensor:
     """Draws `(count, b, h, w)` of what `base.std` is the deviation of."""
     draws = (base.deviation(targets, np.random.default_rng([seed, k])) for k in range(count))
     return torch.stack([torch.from_numpy(draw) for draw in draws])
@@ -241,7 +246,7 @@ def draw_deviations(
     model: Model, conditions: Conditions, targets: NDArray[np.intp], draw: Draw
 ) -> torch.Tensor:
     """Draws `(s, b, h, w)` of what the deviation of `generate` describes."""
-    if model.is_fit_alone:
+    if model.is_fit_alone or isinstance(conditions.base, BackgroundFit):
         assert conditions.base is not None
         return _fit_deviations(conditions.base, targets, draw.samples, draw.seed)
     samples = draw_samples(model, conditions.looks, targets, draw)

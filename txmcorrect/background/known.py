@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from txmcorrect.background.conditions import bin_mean
+from txmcorrect.background.linear_model.components import SingleFlats
 from txmcorrect.background.overlaps import Shared
 from txmcorrect.background.scale import LEAST, Reference
 from txmcorrect.background.survey import Survey
@@ -39,6 +41,9 @@ class Known:
     turning : the sample turns, so that parts of it may never leave their place. standing : what stands of
     it was found, and is no longer in `frames`: `(k, h, w)` natural log, what that may be off by, independent
     images of deviation 1.
+    flats : all of them one by one, at the frames' usual exposure; time : `(n,)` of frames in scan durations; record :
+    `(n,)` log of recorded exposure that counts; exposed : exposures of both sides are recorded; current : what is said
+    of recorded currents.
     remembered : likeness of the scan's pattern and that of a bank which the model remembers of its
     training; 0 where the bank is the scan's own, or none.
     """
@@ -56,6 +61,11 @@ class Known:
     turning: bool = False
     standing: Image | None = None
     remembered: float = 0.0
+    flats: SingleFlats | None = None
+    time: NDArray[np.float64] | None = None
+    record: NDArray[np.float64] | None = None
+    exposed: bool = False
+    current: str = ""
 
 
 def known_scan(
@@ -65,12 +75,13 @@ def known_scan(
     overlaps: tuple[Shared, ...] = (),
     turning: bool = False,
     standing: Image | None = None,
+    time_s: NDArray[np.float64] | None = None,
 ) -> Known:
     """Find what the references of a scan are: before, after, or a bank of many moments.
 
     The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
     exposure x current, None where it was not recorded. `overlaps` :
-    of a mosaic. `turning` : the sample turns; `standing` : as in `Known`.
+    of a mosaic. `turning` : the sample turns; `standing` : as in `Known`. `time_s` `(n,)` POSIX seconds of the frames.
     """
     n = len(survey.small)
     before = after = bank = place = None
@@ -104,7 +115,69 @@ def known_scan(
         overlaps=overlaps,
         turning=turning,
         standing=standing,
+        flats=single_flats(references, survey, time_s),
+        time=frame_times(n, time_s),
+        record=_record(references, exposure, n),
+        exposed=all(r.exposed for r in references),
+        current="; ".join(dict.fromkeys(r.current for r in references if r.current)),
     )
+
+
+FAR_SCANS = 3.0  # scan durations; flats further away are draws of another day
+OUTSIDE = 0.02  # scan durations: how long before or after a scan its flats are taken, where no times are recorded
+
+
+def frame_times(n: int, time_s: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Times `(n,)` of frames in scan durations, by their order where none are recorded."""
+    if time_s is None or not np.isfinite(time_s).all() or np.ptp(time_s) <= 0:
+        return (np.arange(n) + 0.5) / n
+    return np.asarray((time_s - time_s.min()) / np.ptp(time_s), np.float64)
+
+
+def single_flats(
+    references: Sequence[Reference], survey: Survey, time_s: NDArray[np.float64] | None = None
+) -> SingleFlats | None:
+    """All flats of all references one by one; None where there are none."""
+    if not references:
+        return None
+    n, cells = len(survey.small), survey.factor**2
+    counts, times, photons = [], [], []
+    for reference in references:
+        flats = _single_flats(reference, survey.factor)
+        m = len(flats)
+        counts.append(flats)
+        times.append(_flat_times(reference, m, n, time_s))
+        each = survey.photons if reference.photons is None else reference.photons / m
+        photons.append(np.full(m, each * cells))
+    time = np.concatenate(times)
+    return SingleFlats(np.concatenate(counts), time, np.concatenate(photons))
+
+
+def _flat_times(
+    reference: Reference, m: int, n: int, time_s: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """When flats were taken `(m,)`, in scan durations; NaN where that is unknown or long ago."""
+    unknown = np.full(m, np.nan)
+    if reference.time_s is not None and time_s is not None and np.ptp(time_s) > 0:
+        found = (reference.time_s - time_s.min()) / np.ptp(time_s)
+    elif reference.before is not None:
+        found = np.interp(reference.before / n, [0, 1], [0, 1])
+        found = np.where(found <= 0, -OUTSIDE, np.where(found >= 1, 1 + OUTSIDE, found))
+    else:
+        return unknown
+    if len(found) != m:
+        return unknown
+    return np.where(np.abs(found - 0.5) < FAR_SCANS, found, np.nan)
+
+
+def _record(
+    references: Sequence[Reference], exposure: NDArray[np.float64] | None, n: int
+) -> NDArray[np.float64]:
+    """Log of the recorded exposure of frames `(n,)`: as the references prove it, else as it is; 0: none."""
+    for reference in reversed(references):
+        if reference.exposed or reference.current:
+            return np.asarray(reference.log_exposure, np.float64)
+    return np.zeros(n) if exposure is None else exposure
 
 
 def _single_flats(reference: Reference, factor: int) -> Image:

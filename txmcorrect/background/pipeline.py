@@ -31,6 +31,7 @@ from txmcorrect.background.fixed import fixed_of
 from txmcorrect.background.flags import flag_frames, lit_cells
 from txmcorrect.background.keyframes import changes, find_jumps, first_plan, refinement, settle
 from txmcorrect.background.known import known_scan
+from txmcorrect.background.linear_model.fit import BackgroundFit
 from txmcorrect.background.moving import moving_pattern
 from txmcorrect.background.overlaps import Shared, read_overlaps
 from txmcorrect.background.pattern import Pattern
@@ -113,30 +114,34 @@ def estimate_background(
     )
     survey, pattern, conditions = seen.survey, seen.pattern, seen.conditions
     references, exposure = seen.references, seen.exposure
+    fit = conditions.base if isinstance(conditions.base, BackgroundFit) else None
+    if fit is not None and every is None:
+        every = 1  # beams jitter from frame to frame: each frame has a background of its own
     keys, fields, std = _key_fields(survey, model, conditions, draw, every, report, pieces)
     small_lit = lit_cells(fields)
     change = changes(fields, small_lit)
     jumps = find_jumps(keys, change)
     # In a mosaic the beam may change with every tile, and overlaps told the fit how.
-    if conditions.base is None or scan.corner_px is None:
+    if fit is None and (conditions.base is None or scan.corner_px is None):
         fields = settle(fields, small_lit, keys, jumps, settle_keys)
     scale = "relative"
     absolute = [r for r in references if r.absolute]
-    levelled = model.spec.condition == "stack" and absolute  # it saw the references' own level
-    if not levelled:
+    if fit is None:
         fields = steady_levels(fields, small_lit, _expected(conditions, exposure, keys, small_lit))
     if scale_roi is not None:
         scale = "scale-roi"
+    elif fit is not None:
+        scale = scale_text(references, fit)
     elif absolute:
-        if not levelled:
-            fields = anchor(
-                fields, small_lit, absolute[0].log_exposure[keys], absolute[0], survey.factor
-            )
+        fields = anchor(
+            fields, small_lit, absolute[0].log_exposure[keys], absolute[0], survey.factor
+        )
         scale = f"reference ({absolute[0].origin}, exposure and current recorded)"
     light = torch.from_numpy(small_lit.astype(np.float32))[None]
     lit = (spread_out(light, survey.factor, (h, w))[0].numpy() > 0.5) & ~survey.broken
     details, shares = _fine(scan, seen, fields, small_lit, lit, memory, pieces)
-    amplitude = amplitudes(survey, fields, keys, jumps, small_lit, exposure)
+    course = exposure if fit is None else fit.levels.level
+    amplitude = amplitudes(survey, fields, keys, jumps, small_lit, course)
     flag, leak = flag_frames(survey, keys, fields, std, small_lit, jumps)
     return Background(
         keys=keys,
@@ -151,7 +156,7 @@ def estimate_background(
         lit=lit,
         dark=survey.dark,
         scale=scale,
-        notes=(*seen.notes, *conditions.notes),
+        notes=(*seen.notes, *conditions.notes, *(() if fit is None else fit.notes)),
         referenced=model.spec.condition == "stack" and len(references) > 0,
         remembered=conditions.remembered,
         standing="" if seen.standing is None else str(seen.standing),
@@ -160,6 +165,19 @@ def estimate_background(
         grain=pattern.grain,
         remarks=seen.remarks,
     )
+
+
+def scale_text(references: tuple[Reference, ...], fit: BackgroundFit) -> str:
+    """Where the level of T = 1 comes from."""
+    origin = references[-1].origin
+    exposed = all(r.exposed for r in references)
+    said = "exposure recorded" if exposed else "exposure not recorded, taken as equal"
+    current = next((r.current for r in references if r.current), "")
+    parts = [origin, said, current]
+    share = float(fit.levels.observed.mean())
+    if share > 0:
+        parts.append(f"vacuum seen in {100 * share:.0f} % of the frames")
+    return f"reference ({', '.join(p for p in parts if p)})"
 
 
 def look_at(
@@ -224,7 +242,7 @@ def _conditions(
         doubt = None
         if standing is not None:
             doubt = bin_mean(torch.from_numpy(standing.open(scan.shape[1:])), survey.factor).numpy()
-        known = known_scan(survey, references, exposure, shared, scan.turns, doubt)
+        known = known_scan(survey, references, exposure, shared, scan.turns, doubt, scan.time_s)
         return stack_conditions(with_remembered(known, model.beams), model.spec.extra)
     return pair_conditions(survey.small, survey.usable, interval, photons, partners)
 

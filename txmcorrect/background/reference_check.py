@@ -152,7 +152,10 @@ def check_flats(
     fresh = None if darks.image is None else _Single(darks.image)
     group = replace(group, frames=source, darks=fresh, **known)  # type: ignore[arg-type]
     age = None if match.age_s is None else match.age_s[kept]
-    return replace(match, references=group, scale=match.scale[kept], age_s=age), notes
+    current = None if match.current_scale is None else match.current_scale[kept]
+    return replace(
+        match, references=group, scale=match.scale[kept], age_s=age, current_scale=current
+    ), notes
 
 
 def unlike_others(

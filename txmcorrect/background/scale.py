@@ -40,6 +40,9 @@ class Reference:
     photons: float | None = None
     flat: Callable[[int], NDArray[np.float32]] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()  # which flats were left out, and why
+    time_s: NDArray[np.float64] | None = None  # POSIX seconds of each flat
+    exposed: bool = False  # exposures of flats and frames are recorded
+    current: str = ""  # whether recorded currents count, in words
 
 
 def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: int) -> Reference:
@@ -62,6 +65,10 @@ def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: 
         total += counts
         pairs.also(counts)
         small.append(bin_mean(torch.from_numpy(counts[None]), factor)[0].numpy())
+    levels = np.array([np.log(np.maximum(np.median(s[s >= np.median(s)]), LEAST)) for s in small])
+    said = current_counts(levels, match)
+    if said == LEFT_OUT:
+        return mean_reference(match.without_current(said), dark, factor)
     return Reference(
         (total / group.frames.shape[0]).astype(np.float32),
         np.log(match.frame_scale),
@@ -71,7 +78,32 @@ def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: 
         group.before,
         pairs.of_mean(),
         flat,
+        time_s=group.time_s,
+        exposed=match.exposed,
+        current=said if match.current_scale is not None else _left_out(match),
     )
+
+
+LEFT_OUT = "current left out: the flats agree better without it"
+CHANGE = 0.002  # natural log, rms: flats whose recorded currents differ by less cannot tell whether they hold
+TELLING = 3  # flats
+
+
+def current_counts(levels: NDArray[np.float64], match: MatchedReferences) -> str:
+    """Whether recorded currents prove themselves on the flats, in words.
+
+    `levels` `(m,)` natural log of flats that were scaled by exposures and currents.
+    """
+    if match.current_scale is None:
+        return ""
+    current = -np.log(match.current_scale)
+    if len(levels) < TELLING or float(current.std()) < CHANGE:
+        return "current recorded, not proven by the flats"
+    return LEFT_OUT if levels.std() >= (levels + current).std() else "current recorded"
+
+
+def _left_out(match: MatchedReferences) -> str:
+    return LEFT_OUT if LEFT_OUT in match.warnings else ""
 
 
 def level_of(fields: Fields, lit: NDArray[np.bool_]) -> NDArray[np.float64]:

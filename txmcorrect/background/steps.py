@@ -175,10 +175,14 @@ class Steps:
         """
         empty, sure = empty_cells(np.median(left, 0), self.lit)
         empty &= empty_cells(np.quantile(left, LOW, axis=0), self.lit)[0]
+        self.set_standing(empty)
+        return sure and bool(empty.any())
+
+    def set_standing(self, empty: Mask) -> None:
+        """Let the cells `empty` `(h, w)` be those that no sample reaches."""
         free = _inner_steps(empty)[0][self.seen]
         self._look(~free, _pyramid(empty.astype(np.float32))[SQUARES] > WHOLE)
         self.empty = empty
-        return sure and bool(empty.any())
 
     def forget_standing(self) -> None:
         """As if the sample may stand everywhere."""

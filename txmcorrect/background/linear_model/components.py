@@ -52,6 +52,24 @@ class Components:
 
 
 @dataclass(frozen=True)
+class SingleFlats:
+    """Flats one by one, on the working grid.
+
+    `counts` `(m, h, w)` above dark, at the frames' usual exposure; `time` `(m,)` in scan durations, NaN where it is
+    unknown or long ago; `photons` `(m,)` detected in a cell per count.
+    """
+
+    counts: Image
+    time: Array
+    photons: Array
+
+    @property
+    def timed(self) -> NDArray[np.bool_]:
+        """Flats `(m,)` taken near the scan, at known times."""
+        return np.isfinite(self.time)
+
+
+@dataclass(frozen=True)
 class FlatModes:
     """Principal components of flats on the working grid.
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.light import log_counts, usual_light
+from txmcorrect.background.agreed import agreed
+from txmcorrect.background.light import LEAST_LIGHT, log_counts, usual_light
 from txmcorrect.background.linear_model.components import (
     Components,
     FlatModes,
+    SingleFlats,
     flat_modes,
     illumination_moves,
 )
 from txmcorrect.background.linear_model.levels import (
-    Levels,
     LevelPrior,
+    Levels,
     flat_levels,
     settle_levels,
     vacuum_levels,
 )
 from txmcorrect.background.linear_model.solve import Solution, solve
+from txmcorrect.background.scale import LEAST
+
+if TYPE_CHECKING:
+    from txmcorrect.background.known import Known
 
 Image = NDArray[np.float32]
 Array = NDArray[Any]
@@ -32,126 +39,186 @@ Array = NDArray[Any]
 BANK_FRACTIONS = (0.5, 0.3, 0.3)
 FRESH_OFFSET = 0.02  # between a scan's own flats and its frames
 UNSEEN_WALK = 0.1  # of the variance of one burst: how its components walk is not seen
-# Square of shifts and zoom, in units of one per cent of the long side.
+LEAST_JITTER = 0.02
+BURST = 0.1  # scan durations between flats of one burst
+# Square of shifts and zoom, in units of one per cent of the long side: offset, walk, jitter.
 MOVES = (0.01, 0.01, 0.001)
 MOVES_STRENGTH = 3.0
-
-
-@dataclass(frozen=True)
-class SingleFlats:
-    """Flats one by one, on the working grid.
-
-    `counts` `(m, h, w)` above dark, at the frames' exposure; `own` `(m,)` of the scan itself; `time` `(m,)` in
-    scan durations, NaN where unknown; `photons` `(m,)` detected in a cell per count.
-    """
-
-    counts: Image
-    own: NDArray[np.bool_]
-    time: Array
-    photons: Array
+BATCH = 96  # frames that are fitted at once
 
 
 @dataclass(frozen=True)
 class BackgroundFit:
-    """The background of `n` frames: `mean` `(h, w)` flat, what `solution` adds, and `levels`."""
+    """The background of `n` frames, natural log counts on the working grid.
+
+    Attributes
+    ----------
+    mean : `(h, w)` of the flats, 0 on average. solution : what comes on top. common : `(m, h, w)` what the residuals of
+    the frames `fitted` `(m,)` have in common (mosaics), or None. levels : of frames. prior : what was expected of
+    them. lit : `(h, w)`. doubt : factor on what the fit says of its own errors (calibration). notes : in words.
+    """
 
     mean: Image
-    solution: Solution | None
+    solution: Solution
+    common: Image | None
+    fitted: NDArray[np.intp]
     levels: Levels
     prior: LevelPrior
     lit: NDArray[np.bool_]
+    doubt: float = 1.0
+    notes: tuple[str, ...] = ()
 
-    def fields(self, frames: Array) -> Image:
-        """Log background `(b, h, w)` of frames `(b,)`, natural log counts."""
+    jumps: tuple[int, ...] = ()
+    mistakable: bool = False
+
+    def fields(self, frames: NDArray[np.intp]) -> Image:
+        """Log background `(b, h, w)` of frames `(b,)`."""
         level = self.levels.level[frames].astype(np.float32)[:, None, None]
-        change = 0 if self.solution is None else self.solution.change(frames)
-        return np.asarray(self.mean + change + level, np.float32)
+        return np.asarray(self.shapes(frames) + level, np.float32)
+
+    def shapes(self, frames: NDArray[np.intp]) -> Image:
+        """The same without levels."""
+        found = self.mean + self.solution.change(frames)
+        if self.common is not None:
+            nearest = np.abs(frames[:, None] - self.fitted[None]).argmin(1)
+            found = found + self.common[nearest]
+        return np.asarray(found, np.float32)
+
+    def std(self, frames: NDArray[np.intp]) -> Image:
+        """Deviation `(b, h, w)` of the shape of frames `(b,)`."""
+        return np.asarray(np.float32(self.doubt) * self.solution.std(frames))
+
+    def deviation(self, frames: NDArray[np.intp], rng: np.random.Generator) -> Image:
+        """A draw of what `std` is the deviation of, `(b, h, w)`; of all frames alike, whichever are asked."""
+        noise = rng.standard_normal(self.solution.weights.shape)
+        weights = self.doubt * np.sqrt(self.solution.variance) * noise
+        return np.tensordot(weights[frames], self.solution.images, 1).astype(np.float32)
 
 
-def moments_of(flats: SingleFlats, modes: FlatModes) -> Array:
-    """Which burst each flat belongs to `(m,)`: taken within a tenth of a scan of the one before."""
-    order = np.argsort(flats.time, kind="stable")
-    moment = np.zeros(len(order), int)
-    steps = np.diff(flats.time[order]) > 0.1
-    moment[order[1:]] = np.cumsum(steps)
-    return moment
+def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
+    """Fit a scan that has flats."""
+    flats, time, record = known.flats, known.time, known.record
+    assert flats is not None and time is not None and record is not None
+    chosen, _ = usual_light(known)
+    every = np.flatnonzero(known.usable)
+    lit = _lit(flats, known.frames[chosen])
+    logs = log_counts(flats.counts, lit)
+    detected = (flats.counts * flats.photons[:, None, None]).mean(0)
+    modes = flat_modes(logs, detected, lit)
+    groups = list(component_groups(flats, modes, lit))
+    flat_time = flats.time[flats.timed] if flats.timed.any() else None
+
+    def over_flats(frames: NDArray[np.intp]) -> Image:
+        found = log_counts(known.frames[frames], lit, flats.counts) - modes.mean
+        return np.asarray(found, np.float32)
+
+    def without_levels(frames: NDArray[np.intp]) -> Image:
+        found = over_flats(frames)
+        return found - np.median(found[:, lit], 1)[:, None, None]
+
+    solution = solve(
+        without_levels(chosen), lit, groups, time[chosen], flat_time, known.turning, known.overlaps
+    ).extended(chosen, every, len(time), time, without_levels, BATCH)
+    common = None
+    if not known.turning:
+        left = without_levels(chosen) - solution.change(chosen)
+        counts = np.maximum(known.frames[chosen].mean(0), LEAST)
+        noise = (1 / np.sqrt(known.photons * counts)).astype(np.float32)
+        common = agreed(left, solution.change(chosen), noise, lit)
+    prior = level_prior(flats, modes, time, record)
+    fit = BackgroundFit(
+        modes.mean,
+        solution,
+        common,
+        chosen,
+        Levels(prior.mean, np.zeros(len(time)), np.zeros(len(time), bool), 0.0, False),
+        prior,
+        lit,
+        doubt,
+    )
+    offset, std = np.zeros(len(time)), np.full(len(time), np.inf)
+    if not known.turning or solution.vacuum is not None:
+        for start in range(0, len(every), BATCH):
+            some = every[start : start + BATCH]
+            left = over_flats(some) + modes.mean - fit.fields(some)
+            counts = np.maximum(known.frames[some], LEAST)
+            noise = (1 / np.sqrt(np.maximum(known.photons * counts, 1))).astype(np.float32)
+            offset[some], std[some] = vacuum_levels(left, noise, lit, solution.vacuum, prior)
+    levels = settle_levels(prior, time, offset, std, solution.vacuum is not None)
+    return BackgroundFit(
+        modes.mean, solution, common, chosen, levels, prior, lit, doubt, level_notes(levels, prior)
+    )
+
+
+def level_notes(levels: Levels, prior: LevelPrior) -> tuple[str, ...]:
+    """What is to be said of a contradiction."""
+    if not levels.contradicts:
+        return ()
+    ratio = float(np.exp(levels.offset))
+    return (
+        f"vacuum reads {ratio:.2f} at the references' level: exposure or current of references and frames "
+        "differ by more than is recorded",
+    )
+
+
+def _lit(flats: SingleFlats, frames: Image) -> NDArray[np.bool_]:
+    """Cells `(h, w)` with light in the flats, all of them."""
+    mean = flats.counts.mean(0)
+    return np.asarray(mean > LEAST_LIGHT * np.quantile(mean, 0.95))
+
+
+def component_groups(
+    flats: SingleFlats, modes: FlatModes, lit: NDArray[np.bool_]
+) -> Iterator[Components]:
+    """All that the background may do."""
+    if len(modes.images):
+        yield flat_components(flats, modes)
+    moves = illumination_moves(modes.mean, lit, modes.images)
+    yield Components(
+        "shift and zoom of the illumination",
+        moves,
+        np.ones(3),
+        *MOVES,
+        MOVES_STRENGTH,
+        mistakable=True,
+    )
 
 
 def flat_components(flats: SingleFlats, modes: FlatModes) -> Components:
     """Components of flats, with what they say of how weights change."""
     m = len(modes.level)
     variance = modes.variance * (1 + 1 / m)
-    if not timed(flats):
+    name, timed = "principal components of flats", flats.timed
+    if not timed.any():
+        return Components(name, modes.images, variance, *BANK_FRACTIONS, m - 1.0)
+    scores = modes.scores[timed]
+    if not timed.all():
         return Components(
-            "principal components of flats", modes.images, variance, *BANK_FRACTIONS, m - 1.0
+            name, modes.images, variance, FRESH_OFFSET, *BANK_FRACTIONS[1:], m - 1.0, scores
         )
-    moment = moments_of(flats, modes)
+    moment = bursts_of(flats.time)
     bursts = [modes.scores[moment == i] for i in np.unique(moment)]
     count = sum(len(b) - 1 for b in bursts)
-    within = sum(((b - b.mean(0)) ** 2).sum() for b in bursts) / max(count, 1)
-    jitter = float(np.clip(within / max(variance.sum(), 1e-12), 0.02, 1.0)) if count else 0.3
+    jitter = BANK_FRACTIONS[2]
+    if count:
+        within = sum(((b - b.mean(0)) ** 2).sum() for b in bursts) / count
+        jitter = float(np.clip(within / max(variance.sum(), 1e-12), LEAST_JITTER, 1.0))
     walk = max(1 - jitter, UNSEEN_WALK)
-    return Components(
-        "principal components of flats",
-        modes.images,
-        variance,
-        FRESH_OFFSET,
-        walk,
-        jitter,
-        m - 1.0,
-        modes.scores,
-    )
+    return Components(name, modes.images, variance, FRESH_OFFSET, walk, jitter, m - 1.0, scores)
 
 
-def timed(flats: SingleFlats) -> bool:
-    """Whether all flats are the scan's own, at known times."""
-    return bool(flats.own.all() and np.isfinite(flats.time).all())
+def bursts_of(time: Array) -> Array:
+    """Which burst each flat belongs to `(m,)`."""
+    order = np.argsort(time, kind="stable")
+    burst = np.zeros(len(order), int)
+    burst[order[1:]] = np.cumsum(np.diff(time[order]) > BURST)
+    return burst
 
 
-def fit_background(
-    frames: Image,
-    usable: NDArray[np.bool_],
-    flats: SingleFlats,
-    photons: float,
-    time: Array,
-    record: Array,
-    turning: bool,
-) -> BackgroundFit:
-    """Fit frames `(n, h, w)` of counts above dark.
-
-    Parameters
-    ----------
-    photons : detected in a cell per count of a frame. time : `(n,)` 0 to 1. record : `(n,)` log of the recorded
-    exposure over that which `flats` are scaled to, 0 where nothing is recorded.
-    """
-    lit = np.asarray((flats.counts.mean(0) > 0.03 * np.quantile(flats.counts.mean(0), 0.95)))
-    logs = log_counts(flats.counts, lit)
-    detected = (flats.counts * flats.photons[:, None, None]).mean(0)
-    modes = flat_modes(logs, detected, lit)
-    own = log_counts(frames, lit, flats.counts)
-    shapes = own - modes.mean
-    shapes = shapes - np.median(shapes[:, lit], 1)[:, None, None]
-    groups = []
-    if len(modes.images):
-        groups.append(flat_components(flats, modes))
-    moves = illumination_moves(modes.mean, lit, modes.images)
-    groups.append(
-        Components("illumination moves", moves, np.ones(3), *MOVES, MOVES_STRENGTH, mistakable=True)
-    )
-    flat_time = flats.time if timed(flats) else None
-    solution = solve(shapes, lit, groups, time, flat_time, turning)
-    every = np.arange(len(frames))
-    prior = flat_levels(
-        modes.level,
-        moments_of(flats, modes) if flat_time is not None else np.zeros(len(modes.level), int),
-        flat_time,
-        time,
-        record,
-    )
-    expected = modes.mean + solution.change(every) + prior.mean.astype(np.float32)[:, None, None]
-    noise = 1 / np.sqrt(np.maximum(photons * np.maximum(frames, 1e-3), 1))
-    found = vacuum_levels(own - expected, noise, lit, solution.vacuum, prior)
-    if turning and solution.vacuum is None:
-        found = np.zeros(len(frames)), np.full(len(frames), np.inf)
-    levels = settle_levels(prior, time, *found)
-    return BackgroundFit(modes.mean, solution, levels, prior, lit)
+def level_prior(flats: SingleFlats, modes: FlatModes, time: Array, record: Array) -> LevelPrior:
+    """Expected levels of frames: those of the flats taken near the scan, else of all."""
+    timed = flats.timed
+    if not timed.any():
+        return flat_levels(modes.level, np.zeros(len(modes.level), int), None, time, record)
+    at = flats.time[timed]
+    return flat_levels(modes.level[timed], bursts_of(at), at, time, record)

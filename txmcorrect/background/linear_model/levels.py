@@ -159,10 +159,29 @@ def _peak(values: Array, width: Array, expected: float) -> tuple[float, float] |
     return centre, float(np.hypot(usual / np.sqrt(best[2]), 2 * SHARED_MISFIT))
 
 
-def settle_levels(prior: LevelPrior, time: Array, offset: Array, std: Array) -> Levels:
-    """Join prior and evidence: levels of frames and their deviations; arguments `(n,)`."""
-    covariance = prior.covariance(time)
+# A uniform film under everything makes the same peak as vacuum, a little darker: as likely as not, anywhere down to SUBSTRATE.
+SUBSTRATE, SUBSTRATE_ODDS = 0.3, 0.5
+
+
+def settle_levels(
+    prior: LevelPrior, time: Array, offset: Array, std: Array, certain: bool = False
+) -> Levels:
+    """Join prior and evidence: levels of frames and their deviations.
+
+    `time`, `offset`, `std` `(n,)`. `certain` : what was seen is vacuum; else it may be one uniform film that all
+    frames show, so that differences between frames count in full, and their mean as far as it is likely.
+    """
     seen = np.isfinite(std)
+    believed = 1.0
+    if seen.any() and not certain:
+        mean = float(offset[seen].mean())
+        width = np.hypot(prior.deviation, SHARED_MISFIT)
+        vacuum = np.exp(-0.5 * (mean / width) ** 2) / (np.sqrt(2 * np.pi) * width)
+        film = SUBSTRATE_ODDS / SUBSTRATE if mean < 0 else 0.0
+        believed = float(vacuum / (vacuum + film))
+        offset = np.where(seen, offset - (1 - believed) * mean, offset)
+        std = np.where(seen, np.hypot(std, np.sqrt(believed * (1 - believed)) * abs(mean)), std)
+    covariance = prior.covariance(time)
     if not seen.any():
         return Levels(prior.mean, np.sqrt(np.diag(covariance)), seen, 0.0, False)
     cross = covariance[:, seen]
@@ -175,5 +194,5 @@ def settle_levels(prior: LevelPrior, time: Array, offset: Array, std: Array) -> 
         np.sqrt(np.maximum(left, 0)),
         seen,
         mean,
-        abs(mean) > CONTRADICTION * prior.deviation,
+        believed > 0.5 and abs(mean) > CONTRADICTION * prior.deviation,
     )

@@ -9,8 +9,8 @@ components times functions of time, however long the scan is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ Image = NDArray[np.float32]
 Array = NDArray[Any]
 
 ROUNDS = 14  # of reweighting
+FOLLOWED = 8  # for frames that follow what others taught
 ALONE = 4  # of these, before cells without a sample are looked for
 LEARNT = 2  # rounds before sizes follow the evidence
 # Steps of both directions and of several scales share their cells: each tells half of what it seems to.
@@ -57,6 +58,32 @@ class Solution:
     variance: Array
     vacuum: NDArray[np.bool_] | None
     sizes: tuple[Sizes, ...]
+    solver: _Solver | None = None
+
+    def extended(
+        self,
+        chosen: Array,
+        every: Array,
+        count: int,
+        time: Array,
+        logs: Callable[[Array], Image],
+        batch: int,
+    ) -> Solution:
+        """The same for all `count` frames: those `chosen` were fitted, the rest of `every` follow what was learnt.
+
+        `time` `(count,)`; `logs` gives frames over the mean flat. Frames that are in neither, as they show nothing, take
+        the offset and the walk.
+        """
+        assert self.solver is not None
+        basis = time_basis(time)
+        weights = basis @ self.solver.theta.T
+        variance = np.tile(self.solver.slow_variance, (count, 1))
+        weights[chosen], variance[chosen] = self.weights, self.variance
+        rest = np.setdiff1d(every, chosen)
+        for start in range(0, len(rest), batch):
+            some = rest[start : start + batch]
+            weights[some], variance[some] = self.solver.follow(logs(some), basis[some])
+        return Solution(self.images, weights, variance, self.vacuum, self.sizes)
 
     def change(self, frames: Array) -> Image:
         """Log background over the mean flat `(b, h, w)` of frames `(b,)`."""
@@ -74,6 +101,7 @@ def solve(
     time: Array,
     flat_time: Array | None = None,
     turning: bool = False,
+    overlaps: Sequence[object] = (),
 ) -> Solution:
     """Find the weights of components in frames.
 
@@ -113,6 +141,28 @@ class _Solver:
         ]
         self.expected = [Sizes(s.offset, s.walk, s.jitter) for s in self.sizes]
         self.vacuum: NDArray[np.bool_] | None = None
+        self.theta, self.slow_variance = np.zeros((k, self.basis.shape[1])), np.zeros(k)
+
+    def follow(self, logs: Image, basis: Array) -> tuple[Array, Array]:
+        """Weights and variance `(b, k)` of other frames `(b, h, w)`: theirs is the jitter, all else is known."""
+        other = replace(self, logs=logs, mixtures={})
+        other.basis, other.theta, other.sizes = basis, self.theta, self.sizes
+        other.vacuum, other.steps = None, Steps(logs, self.lit, [self.images])
+        other.weights = basis @ self.theta.T
+        for number in range(FOLLOWED):
+            if number >= ALONE and not self.turning:
+                other.find_vacuum()
+            elif self.vacuum is not None:
+                other.steps.set_standing(self.vacuum)
+                other.vacuum = self.vacuum
+                other.mixtures.pop(len(SCALES), None)
+            normals, pulls, conditional = other.normal_equations()
+            for t, at in enumerate(basis):
+                slow = self.theta @ at
+                own = conditional[t] @ (pulls[t] - normals[t] @ slow)
+                other.weights[t] = slow + own
+                other.variance[t] = np.diag(conditional[t]) + self.slow_variance
+        return other.weights, other.variance
 
     def find_vacuum(self) -> None:
         """Find cells that no sample reaches, by what is left of the frames."""
@@ -141,35 +191,46 @@ class _Solver:
             out[:, own] = np.where(steps.certain[:, None], belief, 0) if distant else belief
         return np.where(beside, (COVERED if steps.beside.ndim > 1 else BESIDE) * out, out)
 
-    def round(self, learn: bool) -> None:
-        """Reweight, solve for all weights, and let sizes follow."""
+    def _prior(self) -> tuple[Array, Array, Array]:
+        """Variances `(k,)` of offset, of each wave of the walk, and of jitter."""
+        known = self._known()
+        parts = [
+            np.concatenate([getattr(s, part) for s in self.sizes]) * known
+            for part in ("offset", "walk", "jitter")
+        ]
+        return parts[0], parts[1], parts[2]
+
+    def normal_equations(self) -> tuple[list[Array], list[Array], list[Array]]:
+        """Of each frame: normal matrix `(k, k)`, pull `(k,)`, covariance `(k, k)` of the jitter given the rest."""
         modes = self.steps.modes[0]
         left = self.steps.data - self.weights.astype(np.float32) @ modes
         belief = self.precisions(left) / np.float32(REPEATED)
-        n, k, q = len(left), len(modes), self.basis.shape[1]
-        known = self._known()
-        offset, walk, jitter = (
-            np.concatenate([getattr(s, part) for s in self.sizes]) * known
-            for part in ("offset", "walk", "jitter")
-        )
+        free = np.diag(1 / np.maximum(self._prior()[2], NOTHING))
+        normals, pulls, conditional = [], [], []
+        for weight, own, mine in zip(belief, left, self.weights, strict=True):
+            normal = ((modes * weight) @ modes.T).astype(float)
+            normals.append(normal)
+            pulls.append(normal @ mine + (modes * weight) @ own)
+            conditional.append(np.linalg.inv(normal + free))
+        return normals, pulls, conditional
+
+    def round(self, learn: bool) -> None:
+        """Reweight, solve for all weights, and let sizes follow."""
+        normals, pulls, conditional = self.normal_equations()
+        offset, walk, jitter = self._prior()
+        n, k, q = len(normals), len(offset), self.basis.shape[1]
         prior = np.concatenate([offset[:, None], np.repeat(walk[:, None], q - 1, 1)], 1)
         matrix = np.diag(1 / np.maximum(prior.ravel(), NOTHING))
         right = np.zeros(k * q)
-        normals, pulls, conditional = [], [], []
-        free = np.diag(1 / np.maximum(jitter, NOTHING))
-        for weight, own, mine, at in zip(belief, left, self.weights, self.basis, strict=True):
-            normal = ((modes * weight) @ modes.T).astype(float)
-            pull = normal @ mine + (modes * weight) @ own
-            inner = np.linalg.inv(normal + free)
+        for normal, pull, inner, at in zip(normals, pulls, conditional, self.basis, strict=True):
             reduced = normal - normal @ inner @ normal  # with the jitter eliminated
             matrix += np.kron(reduced, np.outer(at, at))
             right += np.kron(pull - normal @ (inner @ pull), at)
-            normals.append(normal), pulls.append(pull), conditional.append(inner)
         self._flats(matrix, right, jitter)
         covariance = np.linalg.inv(matrix)
         theta = (covariance @ right).reshape(k, q)
-        square = np.zeros(k)
         blocks = covariance.reshape(k, q, k, q)
+        square, slow_variance = np.zeros(k), np.zeros(k)
         for t, at in enumerate(self.basis):
             slow = theta @ at
             own = conditional[t] @ (pulls[t] - normals[t] @ slow)
@@ -178,7 +239,9 @@ class _Solver:
             carried = np.eye(k) - echo
             spread = carried @ shared @ carried.T + conditional[t]
             square += own**2 + np.diag(conditional[t] + echo @ shared @ echo.T)
+            slow_variance += np.diag(shared) / n
             self.weights[t], self.variance[t] = slow + own, np.diag(spread)
+        self.theta, self.slow_variance = theta, slow_variance
         if learn:
             self._learn(theta, np.diag(covariance).reshape(k, q), square)
 
@@ -227,4 +290,6 @@ class _Solver:
                 sizes.jitter = mixed(expected.jitter, square[own], n)
 
     def solution(self) -> Solution:
-        return Solution(self.images, self.weights, self.variance, self.vacuum, tuple(self.sizes))
+        return Solution(
+            self.images, self.weights, self.variance, self.vacuum, tuple(self.sizes), self
+        )
