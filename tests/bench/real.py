@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,12 +26,14 @@ from kept import (
     FIT,
     OURS,
     RESULTS,
+    RUNS,
     Kept,
     columns_of,
     command_line,
     correct,
     digest,
     median,
+    product,
     read_result,
     run_cases,
     run_ours,
@@ -45,25 +46,30 @@ from txmcorrect.baselines import PEERS, Flats, NotApplicableError, Problem
 from txmcorrect.baselines import correct as divide
 from txmcorrect.baselines.variation import eigen_flats_of
 from txmcorrect.formats import open_scan
-from txmcorrect.judge.implants import (
-    draw_implants,
-    elsewhere_rms,
-    implant_into,
-    recovered,
-    slopes,
-)
+from txmcorrect.judge.implants import draw_implants, implant_into
 from txmcorrect.judge.outside import Known, cell_sums, score
 from txmcorrect.judge.recorded import find_empty, lit_pixels
+from txmcorrect.metrics import slope
 from txmcorrect.mosaicking.seams import compare_tiles
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.layout import grid_cells, grid_neighbours, parse_tile_configuration
 from txmcorrect.stitch.seam import seam_figure
 
+MODULES = (  # what this bench measures with
+    "txmcorrect.baselines",
+    "txmcorrect.baselines.variation",
+    "txmcorrect.judge.implants",
+    "txmcorrect.judge.outside",
+    "txmcorrect.judge.recorded",
+    "txmcorrect.mosaic",
+    "txmcorrect.simulate",
+)
 SAMPLES = ("sparse", "dense", "film", "opaque")
 OPAQUE_T = 0.06  # mean transmission of the opaque film
 FIRST_SEED = 60_000  # of samples; neither training nor another bench uses these
 LEAST_SIDE = 64  # pixels that a sample is drawn on before it is cut to a tiny frame
 MOST_FRAMES = 16
+LEAST_T = 1e-3  # keeps logarithms finite
 TILE_GRID = "4x4"
 NEARLY_EMPTY = ("9", "13")  # tiles of the real mosaic, counted from 1
 TOLD = (
@@ -285,7 +291,7 @@ def expected_floor(source, lit):
     return 100 * float(np.sqrt(np.mean(max(source.gain, 0.0) / seen)))
 
 
-def judge_case(source, kind, seed):
+def judge_case(command, source, kind, seed):
     """All columns of one source and sample."""
     rng = np.random.default_rng([FIRST_SEED, seed, *f"{source.name}/{kind}".encode()])
     counts = multiply(source, draw_sample(kind, source.held.shape, seed), rng)
@@ -294,14 +300,12 @@ def judge_case(source, kind, seed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
         write_scan(path, source, counts)
-        columns = run_ours(path, folder, lambda result: score(result, known))
+        columns = run_ours(command, path, folder, lambda result: score(result, known))
     problem = problem_of(source, counts, lit)
     for name, method in peers_of(source).items():
+        bank = problem if name == "before/after" else problem.without("before", "after")
         try:
-            estimate = (
-                method(problem.without("before", "after")) if name in BANK_ONLY else method(problem)
-            )
-            columns[name] = score(divide(problem, estimate), known)
+            columns[name] = score(divide(problem, method(bank)), known)
         except NotApplicableError as reason:
             columns[name] = {"error": str(reason)}
     noise = (
@@ -321,13 +325,10 @@ def judge_case(source, kind, seed):
     }
 
 
-BANK_ONLY = ("eigen flats 1", "eigen flats 3")  # before and after are in the bank already
-
-
 # ---- real frames as they are --------------------------------------------------------------------
-def registered(folder, work):
+def registered(command, folder, work):
     """Corners `(n, 2)` of a folder's tiles and pairs of neighbours, as the mosaic places them."""
-    command = [sys.executable, "-m", "txmcorrect", "mosaic", str(folder), "--grid", TILE_GRID]
+    command = [*command, "mosaic", str(folder), "--grid", TILE_GRID]
     command += ["--order", "rows,bottom-left", "--flats", "median", "--quiet"]
     subprocess.run([*command, "--out", str(work / "mosaic.tif")], check=True, capture_output=True)
     listed = parse_tile_configuration((work / "TileConfiguration.registered.txt").read_text())
@@ -336,7 +337,7 @@ def registered(folder, work):
     return listed, pairs
 
 
-def judge_tiles(data, seed):
+def judge_tiles(command, data, seed):
     """Overlaps, flatness and implants of real tiles; nothing is known of their truth."""
     folder = data / "lm_mosaic_4x4"
     scan = open_scan(folder)
@@ -349,11 +350,12 @@ def judge_tiles(data, seed):
     objects = draw_implants(problem.shape, seed)
     implanted = np.round(implant_into(problem, objects).frames).astype(np.uint16)
     with tempfile.TemporaryDirectory() as work:
-        listed, pairs = registered(folder, Path(work))
+        listed, pairs = registered(command, folder, Path(work))
         corners = np.array([listed[name] for name in scan.names])
         results = {}
-        for name, options in (("ours", ()), ("fit alone", ("--model", "none"))):
-            results[name] = correct_both(Path(work), frames, implanted, options)
+        for name, options in RUNS.items():
+            both = (frames, implanted)
+            results[name] = correct_both(command, Path(work), both, options)
     median_of = PEERS["stack-median"]
     results["stack median"] = tuple(
         divide(p, median_of(p))
@@ -368,15 +370,15 @@ def judge_tiles(data, seed):
     return {"case": "lm/as it is", "seed": seed, "bare": True, "columns": columns}
 
 
-def correct_both(work, frames, implanted, options):
+def correct_both(command, work, both, options):
     """Transmission without and with the implants, by the command; what went wrong where it failed."""
     found = []
-    for counts in (frames, implanted):
+    for counts in both:
         path, out = work / "tiles.h5", work / "tiles.corrected.h5"
         out.unlink(missing_ok=True)
         with h5py.File(path, "w") as file:
             file["exchange/data"] = counts.astype(np.uint16)
-        said = correct(path, out, *options)
+        said = correct(command, path, out, *options)
         if "error" in said:
             return said
         found.append(read_result(out))
@@ -384,19 +386,28 @@ def correct_both(work, frames, implanted, options):
 
 
 def tile_figures(problem, implanted, objects, found, corners, pairs):
-    """Disagreement of overlaps and flatness in per cent; slopes of implants by size."""
-    plain, changed = (np.maximum(v, 1e-3) for v in found)
+    """Disagreement of overlaps and flatness in per cent; slopes of implants by size.
+
+    A slope is that of the change of the log transmission on what was implanted, within a frame: a
+    frame's level is not a matter of contrast.
+    """
+    plain, changed = (np.maximum(v, LEAST_T) for v in found)
     seams = compare_tiles(plain, pairs, corners, problem.lit)
-    logs = [np.log(np.maximum(v, 1)) for v in (problem.frames, implanted)]
-    moved = (logs[1] - np.log(changed)) - (logs[0] - np.log(plain))
-    moved = np.where(problem.lit, moved - np.median(moved[:, problem.lit]), 0)
-    known = slopes(recovered(objects, moved, problem.lit))
+    added = np.where(
+        implanted == problem.frames,
+        0,
+        np.log(np.maximum(implanted, 1) / np.maximum(problem.frames, 1)),
+    )
+    change = np.log(changed / plain)
     figures = {"overlap": 100 * float(seam_figure(seams))}
     for i in find_empty(problem):
         values = plain[i][problem.lit]
         figures[f"flat_{i + 1}"] = 100 * float(values.std() / values.mean())
-    figures["elsewhere"] = 100 * elsewhere_rms(objects, moved, problem.lit)
-    return figures | {f"slope_{size}": value for size, value in known.items()}
+    by_size = {}
+    for frame, size in sorted({(o.frame, o.size_px) for o in objects}):
+        found_slope = slope(added[frame][problem.lit], change[frame][problem.lit])
+        by_size.setdefault(size, []).append(found_slope)
+    return figures | {f"slope_{k}": float(np.median(v)) for k, v in sorted(by_size.items())}
 
 
 # ---- all of them --------------------------------------------------------------------------------
@@ -452,6 +463,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--only", default="", help="cases whose name holds one of these, by commas")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--executable", default="", help="another txmcorrect than this checkout's")
     parser.add_argument("--out", type=Path, default=RESULTS / "real.json")
     given = parser.parse_args()
     if not given.data.is_dir():
@@ -460,17 +472,18 @@ def main():
     sources, absent = find_sources(given.data)
     if absent:
         print(f"skipped, not in {given.data}: {', '.join(absent)}")
-    kept = Kept(given.out, digest())
+    kept = Kept(given.out, digest(given.executable, MODULES))
     kept.begin(command_line(), skipped=absent)
+    command = product(given.executable)
     cases = [
-        (f"{source.name} {kind} @ {seed}", (source, kind, seed))
+        (f"{source.name} {kind} @ {seed}", (command, source, kind, seed))
         for source in sources
         for kind in SAMPLES
         for seed in given.seeds
     ]
     work = {key: (judge_case, arguments) for key, arguments in cases}
     if "lm" not in absent:
-        work |= {f"lm/as it is @ {s}": (judge_tiles, (given.data, s)) for s in given.seeds}
+        work |= {f"lm/as it is @ {s}": (judge_tiles, (command, given.data, s)) for s in given.seeds}
     words = given.only.split(",")
     work = {key: job for key, job in work.items() if any(word in key for word in words)}
     done = run_cases(
