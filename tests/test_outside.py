@@ -284,25 +284,29 @@ def test_what_other_code_found_is_not_kept_and_slow_lines_wait(monkeypatch, tmp_
     assert [worlds.parse(line)[1].frames for line in beyond].count(200) == 1
 
 
-def test_what_is_interrupted_is_not_kept(tmp_path, monkeypatch):
+def test_what_breaks_or_is_interrupted_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     bench_kept = importlib.import_module("kept")
 
-    kept = bench_kept.Kept(tmp_path / "k.json", "code")
-    kept.begin("python tests/bench/some.py")
+    class Stopped(bench_kept.Kept):
+        def add(self, key, row):
+            if row["value"] == 3:
+                raise KeyboardInterrupt
+            super().add(key, row)
 
     def work(value):
-        if value == 3:
-            raise KeyboardInterrupt
         if value == 2:
             raise ValueError("broken")
         return {"value": value}
 
-    cases = [(str(v), (v,)) for v in range(4)]
-    assert not bench_kept.run_cases(kept, cases, work, 1)
+    kept = Stopped(tmp_path / "k.json", "code")
+    kept.begin("python tests/bench/some.py")
+    cases = [(str(v), (v,)) for v in range(6)]
+    assert bench_kept.run_cases(kept, cases[:3], work, 1) == 1
+    assert bench_kept.run_cases(kept, cases, work, 1) == bench_kept.INTERRUPTED
     again = bench_kept.Kept(tmp_path / "k.json", "code")
-    assert set(again.rows) == {"0", "1"} and not (tmp_path / "k.part").exists()
-    assert not bench_kept.Kept(tmp_path / "k.json", "other code").rows
+    assert {"0", "1"} <= set(again.rows) and not {"2", "3"} & set(again.rows)
+    assert not (tmp_path / "k.part").exists()
 
 
 def test_verdicts_are_held_to_what_they_promise(monkeypatch):

@@ -115,7 +115,7 @@ class Kept:
 
 
 def run_cases(kept, cases, work, jobs):
-    """Run `work(*arguments)` for each case `(key, arguments)` that is not kept; True if all were run.
+    """Run `work(*arguments)` for each case `(key, arguments)` that is not kept; the exit status of it all.
 
     Ctrl-C ends it: what is done is kept, and what it interrupted counts as not run. A case that breaks
     (a scan that cannot be made; a run that fails is a result) is told and left for the next time.
@@ -136,9 +136,9 @@ def run_cases(kept, cases, work, jobs):
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         print("interrupted: the same command goes on from here", flush=True)
-        return False
+        return INTERRUPTED
     pool.shutdown()
-    return not broken
+    return int(broken > 0)
 
 
 def command_line():

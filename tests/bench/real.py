@@ -486,7 +486,7 @@ def main():
         work |= {f"lm/as it is @ {s}": (judge_tiles, (command, given.data, s)) for s in given.seeds}
     words = given.only.split(",")
     work = {key: job for key, job in work.items() if any(word in key for word in words)}
-    done = run_cases(
+    status = run_cases(
         kept, list(work.items()), lambda judge, arguments: judge(*arguments), given.jobs
     )
     rows = [kept.rows[key] for key in work if key in kept.rows]
@@ -495,7 +495,7 @@ def main():
         summary = {name: summarise(judged, name) for name in (OURS, FIT)}
         kept.save(summary=summary)
         tell(rows, summary)
-    return 0 if done else 1
+    return status
 
 
 if __name__ == "__main__":
