@@ -14,6 +14,7 @@ its row's `notes`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -41,12 +42,12 @@ from kept import (
     tell_verdicts,
     verdicts,
 )
+from real_tiles import disks
 
 from txmcorrect.baselines import PEERS, Flats, NotApplicableError, Problem
 from txmcorrect.baselines import correct as divide
 from txmcorrect.baselines.variation import eigen_flats_of
 from txmcorrect.formats import open_scan
-from txmcorrect.judge.implants import draw_implants, implant_into
 from txmcorrect.judge.outside import Known, cell_sums, score
 from txmcorrect.judge.recorded import find_empty, lit_pixels
 from txmcorrect.metrics import slope
@@ -58,17 +59,18 @@ from txmcorrect.stitch.seam import seam_figure
 MODULES = (  # what this bench measures with
     "txmcorrect.baselines",
     "txmcorrect.baselines.variation",
-    "txmcorrect.judge.implants",
     "txmcorrect.judge.outside",
     "txmcorrect.judge.recorded",
     "txmcorrect.mosaic",
     "txmcorrect.simulate",
 )
 SAMPLES = ("sparse", "dense", "film", "opaque")
-OPAQUE_T = 0.06  # mean transmission of the opaque film
+OPAQUE_T = 0.06  # mean transmission of a frame of the opaque film
 FIRST_SEED = 60_000  # of samples; neither training nor another bench uses these
 LEAST_SIDE = 64  # pixels that a sample is drawn on before it is cut to a tiny frame
 MOST_FRAMES = 16
+IMPLANTED = ((4, 16, 64, 256), (8, 32, 128))  # diameters of disks, in two corrections
+CONTRASTS = (0.9, 1.1)
 LEAST_T = 1e-3  # keeps logarithms finite
 TILE_GRID = "4x4"
 NEARLY_EMPTY = ("9", "13")  # tiles of the real mosaic, counted from 1
@@ -221,7 +223,7 @@ def draw_sample(kind, shape, seed):
     )
     top, left = (drawn[0] - h) // 2, (drawn[1] - w) // 2
     t = scan.transmission[:n, top : top + h, left : left + w].astype(np.float64)
-    return t ** (np.log(OPAQUE_T) / np.log(t.mean())) if kind == "opaque" else t
+    return OPAQUE_T * t / t.mean((1, 2), keepdims=True) if kind == "opaque" else t
 
 
 def multiply(source, transmission, rng):
@@ -342,38 +344,44 @@ def judge_tiles(command, data, seed):
     folder = data / "lm_mosaic_4x4"
     scan = open_scan(folder)
     frames = scan.projections.read(0, scan.shape[0]).astype(np.float32)
-    problem = Problem(
-        frames,
-        np.zeros(frames.shape[1:], np.float32),
-        lit_pixels(frames, np.zeros(frames.shape[1:])),
-    )
-    objects = draw_implants(problem.shape, seed)
-    implanted = np.round(implant_into(problem, objects).frames).astype(np.uint16)
+    dark = np.zeros(frames.shape[1:], np.float32)
+    problem = Problem(frames, dark, lit_pixels(frames, dark))
+    known = [implant(frames.shape, sizes, turn, seed) for turn, sizes in enumerate(IMPLANTED)]
+    stacks = [frames, *(np.round(frames * np.exp(change)) for _, change in known)]
+    results = {}
     with tempfile.TemporaryDirectory() as work:
         listed, pairs = registered(command, folder, Path(work))
-        corners = np.array([listed[name] for name in scan.names])
-        results = {}
         for name, options in RUNS.items():
-            both = (frames, implanted)
-            results[name] = correct_both(command, Path(work), both, options)
+            results[name] = correct_all(command, Path(work), stacks, options)
     median_of = PEERS["stack-median"]
-    results["stack median"] = tuple(
-        divide(p, median_of(p))
-        for p in (problem, replace(problem, frames=implanted.astype(np.float32)))
-    )
+    problems = [replace(problem, frames=stack.astype(np.float32)) for stack in stacks]
+    results["stack median"] = [divide(p, median_of(p)) for p in problems]
+    corners = np.array([listed[name] for name in scan.names])
     columns = {}
     for name, found in results.items():
         if isinstance(found, dict):
             columns[name] = found
-            continue
-        columns[name] = tile_figures(problem, implanted, objects, found, corners, pairs)
+        else:
+            plain, *changed = (np.maximum(v, LEAST_T) for v in found)
+            columns[name] = plain_figures(problem, plain, corners, pairs)
+            columns[name] |= contrast_kept(problem.lit, plain, changed, known)
     return {"case": "lm/as it is", "seed": seed, "bare": True, "columns": columns}
 
 
-def correct_both(command, work, both, options):
-    """Transmission without and with the implants, by the command; what went wrong where it failed."""
+def implant(shape, sizes, turn, seed):
+    """Frames with the size of their disks, every second from `turn`, and log change `(n, h, w)`."""
+    rng = np.random.default_rng([FIRST_SEED, seed, turn])
+    change, frames = np.zeros(shape, np.float32), {}
+    for k, (size, contrast) in enumerate(itertools.product(sizes, CONTRASTS)):
+        frames[2 * k + turn] = size
+        change[2 * k + turn] = disks(shape[1:], size, contrast, rng)
+    return frames, change
+
+
+def correct_all(command, work, stacks, options):
+    """Transmission of each stack by the command; what went wrong where it failed."""
     found = []
-    for counts in both:
+    for counts in stacks:
         path, out = work / "tiles.h5", work / "tiles.corrected.h5"
         out.unlink(missing_ok=True)
         with h5py.File(path, "w") as file:
@@ -382,32 +390,30 @@ def correct_both(command, work, both, options):
         if "error" in said:
             return said
         found.append(read_result(out))
-    return tuple(found)
+    return found
 
 
-def tile_figures(problem, implanted, objects, found, corners, pairs):
-    """Disagreement of overlaps and flatness in per cent; slopes of implants by size.
-
-    A slope is that of the change of the log transmission on what was implanted, within a frame: a
-    frame's level is not a matter of contrast.
-    """
-    plain, changed = (np.maximum(v, LEAST_T) for v in found)
-    seams = compare_tiles(plain, pairs, corners, problem.lit)
-    added = np.where(
-        implanted == problem.frames,
-        0,
-        np.log(np.maximum(implanted, 1) / np.maximum(problem.frames, 1)),
-    )
-    change = np.log(changed / plain)
-    figures = {"overlap": 100 * float(seam_figure(seams))}
+def plain_figures(problem, plain, corners, pairs):
+    """Disagreement of overlaps and deviation of the two emptiest tiles, in per cent."""
+    figures = {
+        "overlap": 100 * float(seam_figure(compare_tiles(plain, pairs, corners, problem.lit)))
+    }
     for i in find_empty(problem):
         values = plain[i][problem.lit]
         figures[f"flat_{i + 1}"] = 100 * float(values.std() / values.mean())
+    return figures
+
+
+def contrast_kept(lit, plain, changed, known):
+    """Slope of the change of the log transmission on what was implanted, within frames, by size."""
     by_size = {}
-    for frame, size in sorted({(o.frame, o.size_px) for o in objects}):
-        found_slope = slope(added[frame][problem.lit], change[frame][problem.lit])
-        by_size.setdefault(size, []).append(found_slope)
-    return figures | {f"slope_{k}": float(np.median(v)) for k, v in sorted(by_size.items())}
+    for after, (frames, change) in zip(changed, known, strict=True):
+        for frame, size in frames.items():
+            moved, known_change = np.log(after[frame] / plain[frame])[lit], change[frame][lit]
+            # A frame's level is not a matter of contrast.
+            found = slope(known_change - known_change.mean(), moved - moved.mean())
+            by_size.setdefault(size, []).append(found)
+    return {f"slope_{size}": float(np.median(v)) for size, v in sorted(by_size.items())}
 
 
 # ---- all of them --------------------------------------------------------------------------------
