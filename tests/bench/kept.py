@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -26,15 +27,29 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
 OURS, FIT = "ours", "fit alone"
 RUNS = {OURS: (), FIT: ("--model", "none")}  # what each column adds to the command
+PRODUCT = ("txmcorrect.cli", "txmcorrect.correct")  # the command imports workflows when they run
 FIGURES = ("shape", "levels", "absolute")
+INTERRUPTED = 130  # how the product ends on Ctrl-C
 LAST_CHARACTERS = 300  # of what a failed run said
 
 
-def digest(*paths):
-    """Twelve hexadecimal digits for the product's code and weights, this bench and more files."""
-    found = hashlib.sha256(fingerprint("txmcorrect.cli").encode())
-    own = [*(ROOT / "txmcorrect/models").glob("*.safetensors"), *Path(__file__).parent.glob("*.py")]
-    for path in (*sorted(own), *sorted(paths)):
+def digest(executable, modules, paths=()):
+    """Twelve hexadecimal digits for what figures depend on: the product, the bench, more files.
+
+    Parameters
+    ----------
+    executable : another `txmcorrect` than this checkout's, or "". modules : what the bench measures with.
+    """
+    found = hashlib.sha256()
+    if executable:
+        done = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True)
+        found.update(f"{executable} {done.stdout}".encode())
+    else:
+        modules = (*PRODUCT, *modules)
+        paths = (*paths, *(ROOT / "txmcorrect/models").glob("*.safetensors"))
+    for module in modules:
+        found.update(fingerprint(module).encode())
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *sorted(paths)):
         found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:12]
 
@@ -63,7 +78,7 @@ class Kept:
     """Rows of a bench, each under its key, in a file that is whole at any time."""
 
     def __init__(self, path, code):
-        self.path, self.rows, self.head = Path(path), {}, {}
+        self.path, self.rows, self.head = Path(path), {}, {"code": code}
         self.code = code
         if self.path.exists():
             body = json.loads(self.path.read_text())
@@ -100,7 +115,7 @@ class Kept:
 
 
 def run_cases(kept, cases, work, jobs):
-    """Run `work(*arguments)` for each case `(key, arguments)` that is not kept; True if all were run.
+    """Run `work(*arguments)` for each case `(key, arguments)` that is not kept; the exit status of it all.
 
     Ctrl-C ends it: what is done is kept, and what it interrupted counts as not run. A case that breaks
     (a scan that cannot be made; a run that fails is a result) is told and left for the next time.
@@ -121,9 +136,9 @@ def run_cases(kept, cases, work, jobs):
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         print("interrupted: the same command goes on from here", flush=True)
-        return False
+        return INTERRUPTED
     pool.shutdown()
-    return not broken
+    return int(broken > 0)
 
 
 def command_line():
@@ -131,13 +146,20 @@ def command_line():
     return " ".join(["python", str(Path("tests/bench") / Path(sys.argv[0]).name), *sys.argv[1:]])
 
 
-def correct(scan, out, *options, refs=None):
+def product(executable=""):
+    """How to call another `txmcorrect`, or that of this checkout."""
+    return [executable] if executable else [sys.executable, "-m", "txmcorrect"]
+
+
+def correct(command, scan, out, *options, refs=None):
     """Run `txmcorrect correct` as users do: what it said of its result, or `error` and why."""
-    command = [sys.executable, "-m", "txmcorrect", "correct", str(scan), "--out", str(out)]
+    command = [*command, "correct", str(scan), "--out", str(out)]
     command += ["--quiet", *options, *(("--refs", str(refs)) if refs else ())]
     here = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env=here)
+    if done.returncode in (INTERRUPTED, -signal.SIGINT):
+        raise InterruptedError("the run was interrupted")
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).replace(str(Path(scan).parent), "").split())
         return {"error": said[-LAST_CHARACTERS:], "exit": done.returncode}
@@ -153,12 +175,12 @@ def read_result(path):
         return file["exchange/data"][()]
 
 
-def run_ours(scan, folder, judge, refs=None):
+def run_ours(command, scan, folder, judge, refs=None):
     """Columns of the product: its figures by `judge(transmission)` beside what it said of itself."""
     found = {}
     for name, options in RUNS.items():
         out = Path(folder) / f"{name.replace(' ', '-')}.h5"
-        said = correct(scan, out, *options, refs=refs)
+        said = correct(command, scan, out, *options, refs=refs)
         found[name] = said if "error" in said else judge(read_result(out)) | said
         out.unlink(missing_ok=True)
     return found

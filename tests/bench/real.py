@@ -14,8 +14,8 @@ its row's `notes`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,12 +27,14 @@ from kept import (
     FIT,
     OURS,
     RESULTS,
+    RUNS,
     Kept,
     columns_of,
     command_line,
     correct,
     digest,
     median,
+    product,
     read_result,
     run_cases,
     run_ours,
@@ -40,30 +42,36 @@ from kept import (
     tell_verdicts,
     verdicts,
 )
+from real_tiles import disks
 
 from txmcorrect.baselines import PEERS, Flats, NotApplicableError, Problem
 from txmcorrect.baselines import correct as divide
 from txmcorrect.baselines.variation import eigen_flats_of
 from txmcorrect.formats import open_scan
-from txmcorrect.judge.implants import (
-    draw_implants,
-    elsewhere_rms,
-    implant_into,
-    recovered,
-    slopes,
-)
 from txmcorrect.judge.outside import Known, cell_sums, score
 from txmcorrect.judge.recorded import find_empty, lit_pixels
+from txmcorrect.metrics import slope
 from txmcorrect.mosaicking.seams import compare_tiles
 from txmcorrect.simulate import simulate_scan
 from txmcorrect.stitch.layout import grid_cells, grid_neighbours, parse_tile_configuration
 from txmcorrect.stitch.seam import seam_figure
 
+MODULES = (  # what this bench measures with
+    "txmcorrect.baselines",
+    "txmcorrect.baselines.variation",
+    "txmcorrect.judge.outside",
+    "txmcorrect.judge.recorded",
+    "txmcorrect.mosaic",
+    "txmcorrect.simulate",
+)
 SAMPLES = ("sparse", "dense", "film", "opaque")
-OPAQUE_T = 0.06  # mean transmission of the opaque film
+OPAQUE_T = 0.06  # mean transmission of a frame of the opaque film
 FIRST_SEED = 60_000  # of samples; neither training nor another bench uses these
 LEAST_SIDE = 64  # pixels that a sample is drawn on before it is cut to a tiny frame
 MOST_FRAMES = 16
+IMPLANTED = ((4, 16, 64, 256), (8, 32, 128))  # diameters of disks, in two corrections
+CONTRASTS = (0.9, 1.1)
+LEAST_T = 1e-3  # keeps logarithms finite
 TILE_GRID = "4x4"
 NEARLY_EMPTY = ("9", "13")  # tiles of the real mosaic, counted from 1
 TOLD = (
@@ -215,7 +223,7 @@ def draw_sample(kind, shape, seed):
     )
     top, left = (drawn[0] - h) // 2, (drawn[1] - w) // 2
     t = scan.transmission[:n, top : top + h, left : left + w].astype(np.float64)
-    return t ** (np.log(OPAQUE_T) / np.log(t.mean())) if kind == "opaque" else t
+    return OPAQUE_T * t / t.mean((1, 2), keepdims=True) if kind == "opaque" else t
 
 
 def multiply(source, transmission, rng):
@@ -285,7 +293,7 @@ def expected_floor(source, lit):
     return 100 * float(np.sqrt(np.mean(max(source.gain, 0.0) / seen)))
 
 
-def judge_case(source, kind, seed):
+def judge_case(command, source, kind, seed):
     """All columns of one source and sample."""
     rng = np.random.default_rng([FIRST_SEED, seed, *f"{source.name}/{kind}".encode()])
     counts = multiply(source, draw_sample(kind, source.held.shape, seed), rng)
@@ -294,14 +302,12 @@ def judge_case(source, kind, seed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
         write_scan(path, source, counts)
-        columns = run_ours(path, folder, lambda result: score(result, known))
+        columns = run_ours(command, path, folder, lambda result: score(result, known))
     problem = problem_of(source, counts, lit)
     for name, method in peers_of(source).items():
+        bank = problem if name == "before/after" else problem.without("before", "after")
         try:
-            estimate = (
-                method(problem.without("before", "after")) if name in BANK_ONLY else method(problem)
-            )
-            columns[name] = score(divide(problem, estimate), known)
+            columns[name] = score(divide(problem, method(bank)), known)
         except NotApplicableError as reason:
             columns[name] = {"error": str(reason)}
     noise = (
@@ -321,13 +327,10 @@ def judge_case(source, kind, seed):
     }
 
 
-BANK_ONLY = ("eigen flats 1", "eigen flats 3")  # before and after are in the bank already
-
-
 # ---- real frames as they are --------------------------------------------------------------------
-def registered(folder, work):
+def registered(command, folder, work):
     """Corners `(n, 2)` of a folder's tiles and pairs of neighbours, as the mosaic places them."""
-    command = [sys.executable, "-m", "txmcorrect", "mosaic", str(folder), "--grid", TILE_GRID]
+    command = [*command, "mosaic", str(folder), "--grid", TILE_GRID]
     command += ["--order", "rows,bottom-left", "--flats", "median", "--quiet"]
     subprocess.run([*command, "--out", str(work / "mosaic.tif")], check=True, capture_output=True)
     listed = parse_tile_configuration((work / "TileConfiguration.registered.txt").read_text())
@@ -336,67 +339,81 @@ def registered(folder, work):
     return listed, pairs
 
 
-def judge_tiles(data, seed):
+def judge_tiles(command, data, seed):
     """Overlaps, flatness and implants of real tiles; nothing is known of their truth."""
     folder = data / "lm_mosaic_4x4"
     scan = open_scan(folder)
     frames = scan.projections.read(0, scan.shape[0]).astype(np.float32)
-    problem = Problem(
-        frames,
-        np.zeros(frames.shape[1:], np.float32),
-        lit_pixels(frames, np.zeros(frames.shape[1:])),
-    )
-    objects = draw_implants(problem.shape, seed)
-    implanted = np.round(implant_into(problem, objects).frames).astype(np.uint16)
+    dark = np.zeros(frames.shape[1:], np.float32)
+    problem = Problem(frames, dark, lit_pixels(frames, dark))
+    known = [implant(frames.shape, sizes, turn, seed) for turn, sizes in enumerate(IMPLANTED)]
+    stacks = [frames, *(np.round(frames * np.exp(change)) for _, change in known)]
+    results = {}
     with tempfile.TemporaryDirectory() as work:
-        listed, pairs = registered(folder, Path(work))
-        corners = np.array([listed[name] for name in scan.names])
-        results = {}
-        for name, options in (("ours", ()), ("fit alone", ("--model", "none"))):
-            results[name] = correct_both(Path(work), frames, implanted, options)
+        listed, pairs = registered(command, folder, Path(work))
+        for name, options in RUNS.items():
+            results[name] = correct_all(command, Path(work), stacks, options)
     median_of = PEERS["stack-median"]
-    results["stack median"] = tuple(
-        divide(p, median_of(p))
-        for p in (problem, replace(problem, frames=implanted.astype(np.float32)))
-    )
+    problems = [replace(problem, frames=stack.astype(np.float32)) for stack in stacks]
+    results["stack median"] = [divide(p, median_of(p)) for p in problems]
+    corners = np.array([listed[name] for name in scan.names])
     columns = {}
     for name, found in results.items():
         if isinstance(found, dict):
             columns[name] = found
-            continue
-        columns[name] = tile_figures(problem, implanted, objects, found, corners, pairs)
+        else:
+            plain, *changed = (np.maximum(v, LEAST_T) for v in found)
+            columns[name] = plain_figures(problem, plain, corners, pairs)
+            columns[name] |= contrast_kept(problem.lit, plain, changed, known)
     return {"case": "lm/as it is", "seed": seed, "bare": True, "columns": columns}
 
 
-def correct_both(work, frames, implanted, options):
-    """Transmission without and with the implants, by the command; what went wrong where it failed."""
+def implant(shape, sizes, turn, seed):
+    """Frames with the size of their disks, every second from `turn`, and log change `(n, h, w)`."""
+    rng = np.random.default_rng([FIRST_SEED, seed, turn])
+    change, frames = np.zeros(shape, np.float32), {}
+    for k, (size, contrast) in enumerate(itertools.product(sizes, CONTRASTS)):
+        frames[2 * k + turn] = size
+        change[2 * k + turn] = disks(shape[1:], size, contrast, rng)
+    return frames, change
+
+
+def correct_all(command, work, stacks, options):
+    """Transmission of each stack by the command; what went wrong where it failed."""
     found = []
-    for counts in (frames, implanted):
+    for counts in stacks:
         path, out = work / "tiles.h5", work / "tiles.corrected.h5"
         out.unlink(missing_ok=True)
         with h5py.File(path, "w") as file:
             file["exchange/data"] = counts.astype(np.uint16)
-        said = correct(path, out, *options)
+        said = correct(command, path, out, *options)
         if "error" in said:
             return said
         found.append(read_result(out))
-    return tuple(found)
+    return found
 
 
-def tile_figures(problem, implanted, objects, found, corners, pairs):
-    """Disagreement of overlaps and flatness in per cent; slopes of implants by size."""
-    plain, changed = (np.maximum(v, 1e-3) for v in found)
-    seams = compare_tiles(plain, pairs, corners, problem.lit)
-    logs = [np.log(np.maximum(v, 1)) for v in (problem.frames, implanted)]
-    moved = (logs[1] - np.log(changed)) - (logs[0] - np.log(plain))
-    moved = np.where(problem.lit, moved - np.median(moved[:, problem.lit]), 0)
-    known = slopes(recovered(objects, moved, problem.lit))
-    figures = {"overlap": 100 * float(seam_figure(seams))}
+def plain_figures(problem, plain, corners, pairs):
+    """Disagreement of overlaps and deviation of the two emptiest tiles, in per cent."""
+    figures = {
+        "overlap": 100 * float(seam_figure(compare_tiles(plain, pairs, corners, problem.lit)))
+    }
     for i in find_empty(problem):
         values = plain[i][problem.lit]
         figures[f"flat_{i + 1}"] = 100 * float(values.std() / values.mean())
-    figures["elsewhere"] = 100 * elsewhere_rms(objects, moved, problem.lit)
-    return figures | {f"slope_{size}": value for size, value in known.items()}
+    return figures
+
+
+def contrast_kept(lit, plain, changed, known):
+    """Slope of the change of the log transmission on what was implanted, within frames, by size."""
+    by_size = {}
+    for after, (frames, change) in zip(changed, known, strict=True):
+        for frame, size in frames.items():
+            moved, known_change = np.log(after[frame] / plain[frame])[lit], change[frame][lit]
+            # A frame's level is not a matter of contrast.
+            found = slope(known_change - known_change.mean(), moved - moved.mean())
+            by_size.setdefault(size, []).append(found)
+    return {f"slope_{size}": float(np.median(v)) for size, v in sorted(by_size.items())}
 
 
 # ---- all of them --------------------------------------------------------------------------------
@@ -452,6 +469,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--only", default="", help="cases whose name holds one of these, by commas")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--executable", default="", help="another txmcorrect than this checkout's")
     parser.add_argument("--out", type=Path, default=RESULTS / "real.json")
     given = parser.parse_args()
     if not given.data.is_dir():
@@ -460,20 +478,21 @@ def main():
     sources, absent = find_sources(given.data)
     if absent:
         print(f"skipped, not in {given.data}: {', '.join(absent)}")
-    kept = Kept(given.out, digest())
+    kept = Kept(given.out, digest(given.executable, MODULES))
     kept.begin(command_line(), skipped=absent)
+    command = product(given.executable)
     cases = [
-        (f"{source.name} {kind} @ {seed}", (source, kind, seed))
+        (f"{source.name} {kind} @ {seed}", (command, source, kind, seed))
         for source in sources
         for kind in SAMPLES
         for seed in given.seeds
     ]
     work = {key: (judge_case, arguments) for key, arguments in cases}
     if "lm" not in absent:
-        work |= {f"lm/as it is @ {s}": (judge_tiles, (given.data, s)) for s in given.seeds}
+        work |= {f"lm/as it is @ {s}": (judge_tiles, (command, given.data, s)) for s in given.seeds}
     words = given.only.split(",")
     work = {key: job for key, job in work.items() if any(word in key for word in words)}
-    done = run_cases(
+    status = run_cases(
         kept, list(work.items()), lambda judge, arguments: judge(*arguments), given.jobs
     )
     rows = [kept.rows[key] for key in work if key in kept.rows]
@@ -482,7 +501,7 @@ def main():
         summary = {name: summarise(judged, name) for name in (OURS, FIT)}
         kept.save(summary=summary)
         tell(rows, summary)
-    return 0 if done else 1
+    return status
 
 
 if __name__ == "__main__":

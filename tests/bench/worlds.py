@@ -36,6 +36,7 @@ from kept import (
     command_line,
     digest,
     median,
+    product,
     run_cases,
     run_ours,
     table,
@@ -52,8 +53,15 @@ from txmcorrect.judge.tomogram import some_rows
 from txmcorrect.recon.fbp import fbp
 from txmcorrect.recon.geometry import ParallelBeam
 
+MODULES = (  # what this bench measures with
+    "txmcorrect.baselines.external",
+    "txmcorrect.baselines.two_terms",
+    "txmcorrect.baselines.vacuum",
+    "txmcorrect.judge.tomogram",
+)
 FLOOR = "(true background)"
 ORACLE_VACUUM = 0.999  # T that every pixel of a column exceeds in every frame
+LEAST_COLUMNS = 8  # beside a sample: fewer hold no two cells
 VACUUM_ERROR = 0.005  # of log T: a cell so empty shows the beam
 VACUUM_FRACTION = 0.05  # of a frame's lit cells: so many show its level
 WITHIN, PAIR_APART = (
@@ -188,6 +196,8 @@ def more_peers(scan, truth, turns):
     dark = np.zeros(counts.shape[1:], np.float32)
     problem = Problem(scan["frames"].astype(np.float32), dark, scan["lit"], bank=Flats(counts))
     vacuum = vacuum_columns(truth) if turns else None
+    if vacuum is not None and vacuum[0].sum() < LEAST_COLUMNS:
+        vacuum = None
     methods = {"two terms": two_terms(vacuum), "nabu PCA": nabu_pca}
     if vacuum is not None:
         methods["columns"] = fit_to_vacuum(vacuum)
@@ -250,7 +260,7 @@ def shows_vacuum(tools, truth):
     return bool(np.median(empty) >= VACUUM_FRACTION)
 
 
-def judge_world(tools, line, seed):
+def judge_world(command, tools, line, seed):
     """All columns of one world and seed."""
     name, given = parse(line)
     world = make(tools, name, given, seed)
@@ -260,7 +270,7 @@ def judge_world(tools, line, seed):
         truth = tools.score.read_truth(path.with_suffix(".truth.h5"))
         scan = tools.score.read_scan(path, refs, truth)
         judge = make_judge(tools, truth, scan, world["extra"])
-        columns = run_ours(path, folder, judge, refs)
+        columns = run_ours(command, path, folder, judge, refs)
     for kind in ("own", "bank"):  # peers are told what the file says of exposures
         if scan[kind] is not None:
             scan[kind] = scan[kind] / given.reference_exposure
@@ -360,6 +370,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--list", type=Path, help="lines of worlds; else those of run.py")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--executable", default="", help="another txmcorrect than this checkout's")
     parser.add_argument("--slow", action="store_true", help="lines that are marked as slow, too")
     parser.add_argument("--out", type=Path, default=RESULTS / "worlds.json")
     given = parser.parse_args()
@@ -367,19 +378,22 @@ def main():
     tools = load_tools(given.worlds.resolve())
     lines = tools.run.WORLDS if given.list is None else given.list.read_text().splitlines()
     lines = read_list("\n".join(lines), given.slow)
-    kept = Kept(given.out, digest(*given.worlds.glob("*.py")))
+    kept = Kept(given.out, digest(given.executable, MODULES, given.worlds.glob("*.py")))
     kept.begin(command_line(), list="run.py" if given.list is None else given.list.name)
-    cases = [(f"{line} @ {seed}", (tools, line, seed)) for line in lines for seed in given.seeds]
-    done = run_cases(kept, cases, judge_world, given.jobs)
+    command = product(given.executable)
+    cases = [
+        (f"{line} @ {seed}", (command, tools, line, seed)) for line in lines for seed in given.seeds
+    ]
+    status = run_cases(kept, cases, judge_world, given.jobs)
     rows = [kept.rows[key] for key, _ in cases if key in kept.rows]
     worlds = {line: [r for r in rows if r["world"] == line] for line in lines}
     worlds = {line: group for line, group in worlds.items() if group}
     if not worlds:
-        return 1
+        return status
     summary = {name: summarise(tools, worlds, name) for name in (OURS, FIT)}
     kept.save(summary=summary)
     tell(tools, worlds, summary)
-    return 0 if done else 1
+    return status
 
 
 if __name__ == "__main__":
