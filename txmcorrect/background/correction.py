@@ -25,14 +25,22 @@ from txmcorrect.background.course import (
 from txmcorrect.background.estimate import Draw
 from txmcorrect.background.pipeline import Report, estimate_background, silent
 from txmcorrect.background.quality import NAMES, Verdict
+from txmcorrect.background.reference_check import (
+    Dark,
+    check_flats,
+    frames_light,
+    lit_image,
+    usable_dark,
+)
 from txmcorrect.background.scale import Reference, mean_reference
-from txmcorrect.background.survey import mean_frame, read_counts, scan_dark
+from txmcorrect.background.survey import read_counts
 from txmcorrect.config import CorrectSettings
+from txmcorrect.errors import FlatFieldError
 from txmcorrect.formats import open_references, open_scan
 from txmcorrect.formats.corrected import read_result
 from txmcorrect.formats.write import Process, ResultWriter
 from txmcorrect.formats.write_slabs import SLAB
-from txmcorrect.matching import check_raw, match_references, of_energy
+from txmcorrect.matching import MatchedReferences, check_raw, match_references, of_energy
 from txmcorrect.scan import FloatArray, References, Scan
 from txmcorrect.stream import run_signature
 from txmcorrect.team import Pieces, Shared, Team
@@ -102,7 +110,32 @@ def references_for(
     for match in matches:
         for warning in match.warnings:
             log.info("%s: %s", match.references.origin, warning)
-    return tuple(mean_reference(match, dark, factor) for match in matches)
+    return tuple(
+        replace(mean_reference(checked, dark, factor), notes=notes)
+        for checked, notes in checked_references(scan, matches, dark)
+    )
+
+
+def checked_references(
+    scan: Scan, matches: Sequence[MatchedReferences], dark: NDArray[np.float32]
+) -> list[tuple[MatchedReferences, tuple[str, ...]]]:
+    """Matching references without flats that are none, and what was left out.
+
+    Raises
+    ------
+    FlatFieldError : no flat of any group is left.
+    """
+    light, found = frames_light(scan, dark), []
+    error: FlatFieldError | None = None
+    for match in matches:
+        try:
+            found.append(check_flats(match, dark, light))
+        except FlatFieldError as none_left:
+            log.warning("%s", none_left)
+            error = none_left
+    if error is not None and not found:
+        raise error
+    return found
 
 
 def _cut_like(settings: CorrectSettings, scan: Scan, group: References) -> References:
@@ -117,11 +150,17 @@ def condition_for(settings: CorrectSettings) -> str:
     return "stack" if settings.model == "bundled" else condition_of(settings.model)
 
 
-def dark_for(settings: CorrectSettings, scan: Scan) -> NDArray[np.float32] | None:
-    """Mean dark `(h, w)`: of `--dark`, else of the scan, else None."""
-    if settings.dark is not None:
-        return mean_frame(open_references(settings.dark)[0].frames)
-    return scan_dark(scan)
+def dark_for(settings: CorrectSettings, scan: Scan) -> Dark:
+    """Mean dark of `--dark`, else of the scan; without those that are none."""
+    given = scan.darks if settings.dark is None else open_references(settings.dark)[0].frames
+    found = usable_dark(given, "dark", lit_image(scan))
+    for note in found.notes:
+        log.warning("%s", note)
+    if not found.doubt:
+        return found
+    doubt = f"darks not used: {found.doubt}; zero counts are taken for no light"
+    log.warning("%s", doubt)
+    return replace(found, doubt=doubt)
 
 
 def is_same_run(settings: CorrectSettings, corrected: Path, raw: Path) -> bool:
@@ -253,14 +292,15 @@ def one_background(
     """The background of frames that share one: those of a scan, or of one energy of it."""
     h, w = scan.shape[1:]
     dark = dark_for(settings, scan)
-    zero = np.zeros((h, w), np.float32)
+    zero = np.zeros((h, w), np.float32) if dark.image is None else dark.image
+    scan = scan if dark.image is not None else replace(scan, darks=None)  # none of them is dark
     factor = working_bin((h, w), model.spec.size)
-    return estimate_background(
+    found = estimate_background(
         scan,
         model,
         Draw(settings.sampler, settings.steps, settings.samples, settings.seed, settings.partners),
-        references=references_for(settings, scan, zero if dark is None else dark, factor, energy),
-        dark=dark,
+        references=references_for(settings, scan, zero, factor, energy),
+        dark=dark.image,
         interval=settings.interval,
         every=None if settings.every == "auto" else int(settings.every),
         settle_keys=settings.settle,
@@ -269,6 +309,8 @@ def one_background(
         report=report,
         pieces=pieces,
     )
+    doubts = (dark.doubt,) if dark.doubt else ()
+    return replace(found, notes=(*found.notes, *doubts), remarks=(*dark.notes, *found.remarks))
 
 
 def describe(

@@ -41,9 +41,10 @@ class Background:
     amplitude, flag : `(n,)`; lit : `(h, w)`; dark : `(h, w)`.
     grain : photon noise of the details, rms of the log.
     conditions : what the model sees of a frame, to draw more samples with.
-    notes : doubts about all frames; referenced : whether references of the scan, or given with it, show
-    the background's shape; remembered : likeness of those that the model remembers, if they did; standing :
-    what was taken for a sample that stands in all frames, in words.
+    notes : doubts about all frames; remarks : what else is worth saying, and costs no trust.
+    referenced : whether references of the scan, or given with it, show the background's shape; remembered :
+    likeness of those that the model remembers, if they did; standing : what was taken for a sample that
+    stands in all frames, in words.
     """
 
     keys: NDArray[np.intp]
@@ -66,6 +67,7 @@ class Background:
     conditions: Conditions | None = field(default=None, repr=False)
     part: NDArray[np.intp] | None = None
     grain: float = 0.0
+    remarks: tuple[str, ...] = ()
 
     def key_image(self, key: int) -> Image:
         """Log background `(h, w)` of key frame number `key`, at native resolution."""
@@ -93,7 +95,8 @@ class Background:
             blind = (REMEMBERED if self.remembered else UNREFERENCED,)
         if self.standing:
             blind = (*blind, self.standing)
-        return judge_run(self.flag, self.scale, (*self.notes, *blind))
+        found = judge_run(self.flag, self.scale, (*self.notes, *blind))
+        return replace(found, why="; ".join([found.why, *self.remarks]))
 
     def native(self, small: Image) -> Image:
         """A field `(h', w')` of the working grid at native resolution `(h, w)`."""
@@ -174,6 +177,7 @@ def join(backgrounds: Sequence[Background], details: Images) -> Background:
         lit=np.logical_and.reduce([b.lit for b in backgrounds]),
         scale="; ".join(dict.fromkeys(b.scale for b in backgrounds)),
         notes=tuple(dict.fromkeys(note for b in backgrounds for note in b.notes)),
+        remarks=tuple(dict.fromkeys(remark for b in backgrounds for remark in b.remarks)),
         referenced=all(b.referenced for b in backgrounds),
         remembered=min(b.remembered for b in backgrounds),
         standing="; ".join(dict.fromkeys(b.standing for b in backgrounds if b.standing)),

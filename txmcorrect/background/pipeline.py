@@ -64,6 +64,7 @@ class Seen:
     exposure: NDArray[np.float64] | None
     conditions: Conditions
     standing: Standing | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def estimate_background(
@@ -157,6 +158,7 @@ def estimate_background(
         leak=leak,
         conditions=conditions,
         grain=pattern.grain,
+        remarks=seen.remarks,
     )
 
 
@@ -180,6 +182,7 @@ def look_at(
     )
     fixed = fixed_of(scan, survey, references, memory, pieces)
     pattern, standing, notes = fixed.pattern, fixed.standing, fixed.notes(references)
+    remarks = tuple(note for reference in references for note in reference.notes)
     references = fixed.fitting(references, survey.factor)
     if standing is not None:
         log.info("%s", standing)
@@ -198,7 +201,7 @@ def look_at(
         partners,
         standing,
     )
-    return Seen(survey, pattern, references, notes, exposure, conditions, standing)
+    return Seen(survey, pattern, references, notes, exposure, conditions, standing, remarks)
 
 
 def _conditions(

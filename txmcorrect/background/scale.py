@@ -39,6 +39,7 @@ class Reference:
     before: NDArray[np.intp] | None = None
     photons: float | None = None
     flat: Callable[[int], NDArray[np.float32]] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()  # which flats were left out, and why
 
 
 def mean_reference(match: MatchedReferences, dark: NDArray[np.float32], factor: int) -> Reference:

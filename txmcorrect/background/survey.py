@@ -168,7 +168,7 @@ def _look(
             first = raw if first is None else first
             same &= raw == first
             counts = raw.astype(np.float32) - dark
-            flag.append(_judge(raw, counts))
+            flag.append(judge_frame(raw, counts))
             if raw.dtype.kind == "f":
                 counts[~np.isfinite(counts)] = 0
             small.append(bin_mean(torch.from_numpy(counts[None]), factor)[0].numpy())
@@ -185,8 +185,8 @@ def _look(
     }
 
 
-def _judge(raw: Array, counts: Image) -> int:
-    """Bits of a single frame."""
+def judge_frame(raw: Array, counts: Image) -> int:
+    """Bits of `quality.Flag` of a single frame: `raw` `(h, w)`, and `counts` above dark."""
     bits = 0
     if raw.dtype.kind == "f" and not np.isfinite(raw).all():
         bits |= Flag.BAD_PIXELS

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from txmcorrect.background.correction import condition_for, correct_scan, is_same_run
 from txmcorrect.background.quality import UNUSABLE
-from txmcorrect.background.survey import mean_frame, read_counts
+from txmcorrect.background.reference_check import lit_image, usable_dark
+from txmcorrect.background.survey import read_counts
 from txmcorrect.config import CorrectSettings, MosaicSettings
 from txmcorrect.errors import FlatFieldError
 from txmcorrect.formats.corrected import read_result
@@ -134,9 +135,8 @@ class FlatFrames:
 def median_source(settings: MosaicSettings, scan: Scan) -> Source:
     """Divide by the median of all tiles; what their sample has in common goes with it."""
     n = scan.shape[0]
-    dark = np.zeros(scan.shape[1:], np.float32)
-    if scan.darks is not None and scan.darks.shape[0]:
-        dark = mean_frame(scan.darks)
+    darks = usable_dark(scan.darks, "dark", lit_image(scan))
+    dark = np.zeros(scan.shape[1:], np.float32) if darks.image is None else darks.image
     chosen = np.unique(np.linspace(0, n - 1, MEDIAN_FRAMES).round().astype(int))
     stack = np.concatenate([read_counts(scan.projections, i, i + 1, dark) for i in chosen])
     level = np.median(stack, axis=(1, 2))

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from txmcorrect.background.correction import correct_scan, dark_for, is_same_run, open_for
+from txmcorrect.background.correction import (
+    checked_references,
+    correct_scan,
+    dark_for,
+    is_same_run,
+    open_for,
+)
 from txmcorrect.background.pipeline import Report
 from txmcorrect.background.quality import UNUSABLE
 from txmcorrect.background.survey import mean_frame
@@ -87,7 +93,10 @@ def _flat_fielded(settings: TomoSettings, scan: Scan) -> Source:
             "give some with --refs, or use --flats generated"
         )
     matches = match_references(scan, groups, settings.force)
-    dark = _dark(settings, scan)
+    dark, notes = _dark(settings, scan)
+    checked = checked_references(scan, matches, dark)
+    matches = tuple(match for match, _ in checked)
+    said = "; ".join(["flats as measured", *notes, *(n for _, some in checked for n in some)])
     flats, at = _knots(matches, dark, scan.shape[0])
     if settings.split is not None and len(at) < 2:
         raise GeometryError("--split: expected flats taken at two or more times, got one")
@@ -95,15 +104,18 @@ def _flat_fielded(settings: TomoSettings, scan: Scan) -> Source:
     counts = float(np.median(flats))
     scale = "reference" if matches[0].absolute else "relative"
     bad = np.zeros(scan.shape[0], bool)
-    return Source(scan, frames, scale, "flats as measured", counts, bad)
+    return Source(scan, frames, scale, said, counts, bad)
 
 
-def _dark(settings: TomoSettings, scan: Scan) -> NDArray[np.float32]:
+def _dark(settings: TomoSettings, scan: Scan) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Mean dark `(h, w)` and what is to be said of the darks."""
     dark = dark_for(settings, scan)
-    if dark is None:
-        log.warning("%s: no dark frames: zero counts are taken for no light", scan.path)
-        return np.zeros(scan.shape[1:], np.float32)
-    return dark
+    notes = (*([dark.doubt] if dark.doubt else []), *dark.notes)
+    if dark.image is None:
+        if not dark.doubt:
+            log.warning("%s: no dark frames: zero counts are taken for no light", scan.path)
+        return np.zeros(scan.shape[1:], np.float32), notes
+    return dark.image, notes
 
 
 def _knots(
