@@ -1,12 +1,19 @@
 """The one check of flats and darks: what is none is left out and named, an honest drift loses nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from txmcorrect.background.correction import correct_scan
 from txmcorrect.background.reference_check import Interpolated, check_flats, usable_dark
+from txmcorrect.config import CorrectSettings
 from txmcorrect.errors import FlatFieldError
+from txmcorrect.formats.corrected import read_result
 from txmcorrect.matching import MatchedReferences
 from txmcorrect.scan import ArrayFrames, References
+from txmcorrect.simulate import simulate_scan
+from txmcorrect.synthesize import write_scan
 
 SHAPE = (64, 80)
 LIGHT, DARK = 4000.0, 100.0
@@ -159,3 +166,32 @@ def test_a_bad_pixel_of_the_only_dark_is_interpolated():
     stack[0, 3, 3] = np.nan
     found = usable_dark(ArrayFrames(stack), "dark", flats(1)[0])
     assert found.image[3, 3] == DARK
+
+
+def test_what_was_left_out_stands_in_the_verdict(tmp_path):
+    scan = simulate_scan(
+        "film", "slow", shape=(48, 64), seed=3, frames=5, references="before-after"
+    )
+    kept = scan.flats.copy()
+    bad = scan.flats.copy()
+    bad[4] = scan.dark[0]
+    found = {}
+    for name, flats in (("good", kept), ("bad", bad)):
+        write_scan(tmp_path / f"{name}.h5", replace(scan, flats=flats))
+        settings = CorrectSettings(scans=[tmp_path / f"{name}.h5"], flats="measured")
+        outcome = correct_scan(settings, tmp_path / f"{name}.h5", tmp_path / f"{name}.out.h5")
+        with read_result(tmp_path / f"{name}.out.h5") as result:
+            found[name] = result.transmission.read(0, 5)
+    assert outcome.verdict.word == "TRUSTED" and "flat 5 of 20 left out" in outcome.verdict.why
+    assert np.abs(found["bad"] / found["good"] - 1).std() < 0.01  # a flat less of ten
+
+
+def test_darks_that_show_the_beam_cost_trust(tmp_path):
+    scan = simulate_scan(
+        "film", "slow", shape=(48, 64), seed=3, frames=5, references="before-after"
+    )
+    write_scan(tmp_path / "scan.h5", replace(scan, dark=(0.4 * scan.flats[:10]).astype(np.uint16)))
+    settings = CorrectSettings(scans=[tmp_path / "scan.h5"], flats="measured")
+    outcome = correct_scan(settings, tmp_path / "scan.h5", tmp_path / "out.h5")
+    assert outcome.verdict.word.startswith("CHECK") and "darks not used" in outcome.verdict.why
+    assert not outcome.background.dark.any()

@@ -202,6 +202,7 @@ def _facts(outcome: Outcome, settings: CorrectSettings) -> dict[str, object]:
         f"{settings.steps} steps, {settings.samples} samples",
         "dark": "given" if background.dark.any() else "none: zero counts taken for no light",
         "scale": background.scale,
+        "background": background.decided,
     }
     if background.remembered:
         facts["remembered"] = (
@@ -212,6 +213,6 @@ def _facts(outcome: Outcome, settings: CorrectSettings) -> dict[str, object]:
         facts["standing in all frames"] = background.standing
     if settings.samples > 1:
         facts["spread of the log background"] = f"{100 * spread:.2f} % rms"
-    for warning in (*scan.warnings, *background.notes):
+    for warning in (*scan.warnings, *background.notes, *background.remarks):
         facts.setdefault("warnings", warning)
     return facts

@@ -307,6 +307,7 @@ def one_background(
         memory=settings.memory,
         report=report,
         pieces=pieces,
+        flats=settings.flats,
     )
     doubts = (dark.doubt,) if dark.doubt else ()
     return replace(found, notes=(*found.notes, *doubts), remarks=(*dark.notes, *found.remarks))

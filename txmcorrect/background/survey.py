@@ -97,6 +97,7 @@ def survey_scan(
     memory: int,
     progress: Progress,
     pieces: Pieces | None = None,
+    least: int = 2,
 ) -> Survey:
     """Look at every frame once.
 
@@ -104,16 +105,18 @@ def survey_scan(
     ----------
     dark : `(h, w)` counts, or None where none are known: zero then stands for no light.
     size : long side of the working grid. memory : bytes. pieces : where what was seen is kept.
+    least : usable frames that are needed; with references one is enough.
 
     Raises
     ------
-    FlatFieldError : fewer than two frames can be used.
+    FlatFieldError : fewer than `least` frames can be used.
     """
     n, h, w = scan.shape
-    if n < 2:
+    if n < least:
         raise FlatFieldError(
             f"{scan.path}: expected at least two frames, got {n}; "
-            "one alone cannot tell background from sample: add frames that share its background"
+            "one alone cannot tell background from sample: add frames that share its background, "
+            "or flats by --refs"
         )
     level = np.zeros((h, w), np.float32) if dark is None else dark
     if level.shape != (h, w):
@@ -146,8 +149,8 @@ def survey_scan(
     broken = still.broken(n)
     small = Thumbnails(pieces, SURVEY, UNIT, (n, *grid))
     seen = Survey(level, dark is not None, small, factor, flag, gain, broken)
-    if seen.usable.sum() < 2:
-        raise FlatFieldError(_nothing_left(scan, seen))
+    if seen.usable.sum() < least:
+        raise FlatFieldError(_nothing_left(scan, seen, least))
     return seen
 
 
@@ -238,7 +241,7 @@ class Still:
         return same if same.mean() < 0.5 else np.zeros_like(same)
 
 
-def _nothing_left(scan: Scan, seen: Survey) -> str:
+def _nothing_left(scan: Scan, seen: Survey, least: int) -> str:
     n = scan.shape[0]
     names = {
         "no light": Flag.NO_LIGHT,
@@ -246,7 +249,8 @@ def _nothing_left(scan: Scan, seen: Survey) -> str:
         "mostly not finite": Flag.NOT_FINITE,
     }
     found = [f"{int(((seen.flag & bit) != 0).sum())} {name}" for name, bit in names.items()]
+    wanted = "one usable frame" if least == 1 else "two usable frames"
     return (
-        f"{scan.path}: expected at least two usable frames of {n}, got {int(seen.usable.sum())} "
+        f"{scan.path}: expected at least {wanted} of {n}, got {int(seen.usable.sum())} "
         f"({', '.join(found)}); check the shutter, the dark and the exposure"
     )

@@ -80,7 +80,7 @@ def correction_of(settings: MosaicSettings) -> CorrectSettings:
 
 def looks_at_overlaps(settings: MosaicSettings, scan: Scan) -> bool:
     """Whether the tiles are still to be corrected, by a model that looks at where they overlap."""
-    if settings.flats == "median" or _is_corrected(settings, scan):
+    if settings.flats in ("median", "measured") or _is_corrected(settings, scan):
         return False
     return condition_for(correction_of(settings)) == "stack"
 
