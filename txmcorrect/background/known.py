@@ -160,7 +160,9 @@ def _flat_times(
     unknown = np.full(m, np.nan)
     if reference.time_s is not None and time_s is not None and np.ptp(time_s) > 0:
         found = (reference.time_s - time_s.min()) / np.ptp(time_s)
-    elif reference.before is not None:
+    elif (
+        reference.before is not None and 0 < reference.before.mean() < n
+    ):  # one side alone: of unknown age
         found = np.interp(reference.before / n, [0, 1], [0, 1])
         found = np.where(found <= 0, -OUTSIDE, np.where(found >= 1, 1 + OUTSIDE, found))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txmcorrect.background.agreed import agreed
+from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.light import LEAST_LIGHT, log_counts, usual_light
 from txmcorrect.background.linear_model.components import (
     Components,
     FlatModes,
     SingleFlats,
+    apart_from,
     flat_modes,
     illumination_moves,
 )
@@ -26,6 +28,8 @@ from txmcorrect.background.linear_model.levels import (
     vacuum_levels,
 )
 from txmcorrect.background.linear_model.solve import Solution, solve
+from txmcorrect.background.modes import cosines
+from txmcorrect.background.overlaps import find_overlaps
 from txmcorrect.background.scale import LEAST
 
 if TYPE_CHECKING:
@@ -44,6 +48,11 @@ BURST = 0.1  # scan durations between flats of one burst
 # Square of shifts and zoom, in units of one per cent of the long side: offset, walk, jitter.
 MOVES = (0.01, 0.01, 0.001)
 MOVES_STRENGTH = 3.0
+# Cosines of up to so many half periods, rms of the broadest in natural log; they count only where vacuum is visible or
+# frames overlap, and not beside a bank, which knows what the beam does.
+BROAD, BROAD_ORDERS = 0.03, 5
+BROAD_FRACTIONS, BROAD_STRENGTH = (0.01, 0.01, 0.0), 3.0
+A_BANK, FEW_COMPONENTS = 8, 3  # flats of other moments, and what they show
 BATCH = 96  # frames that are fitted at once
 
 
@@ -59,7 +68,7 @@ class BackgroundFit:
     """
 
     mean: Image
-    solution: Solution
+    solution: Solution | DriftShapes
     common: Image | None
     fitted: NDArray[np.intp]
     levels: Levels
@@ -90,9 +99,34 @@ class BackgroundFit:
 
     def deviation(self, frames: NDArray[np.intp], rng: np.random.Generator) -> Image:
         """A draw of what `std` is the deviation of, `(b, h, w)`; of all frames alike, whichever are asked."""
-        noise = rng.standard_normal(self.solution.weights.shape)
-        weights = self.doubt * np.sqrt(self.solution.variance) * noise
-        return np.tensordot(weights[frames], self.solution.images, 1).astype(np.float32)
+        return np.asarray(np.float32(self.doubt) * self.solution.deviation(frames, rng))
+
+
+@dataclass(frozen=True)
+class DriftShapes:
+    """What the fit of smooth drifts (`base`) puts on top of the mean flat.
+
+    It knows broad modes and what stands of a sample, which a few flats of one moment say nothing of.
+    """
+
+    base: Base
+    mean: Image
+    weight: Image  # `(h, w)` photons of cells, by which levels are counted
+    vacuum: NDArray[np.bool_] | None = None
+
+    def change(self, frames: NDArray[np.intp]) -> Image:
+        """Log background over the mean flat `(b, h, w)` of frames `(b,)`, without level."""
+        apart = self.base.fields(frames) - self.mean
+        level = (apart * self.weight).sum((1, 2)) / self.weight.sum()
+        return np.asarray(apart - level[:, None, None].astype(np.float32), np.float32)
+
+    def std(self, frames: NDArray[np.intp]) -> Image:
+        """Deviation `(b, h, w)` of that."""
+        return self.base.std(frames)
+
+    def deviation(self, frames: NDArray[np.intp], rng: np.random.Generator) -> Image:
+        """A draw of it, `(b, h, w)`."""
+        return self.base.deviation(frames, rng)
 
 
 def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
@@ -105,26 +139,12 @@ def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
     logs = log_counts(flats.counts, lit)
     detected = (flats.counts * flats.photons[:, None, None]).mean(0)
     modes = flat_modes(logs, detected, lit)
-    groups = list(component_groups(flats, modes, lit))
-    flat_time = flats.time[flats.timed] if flats.timed.any() else None
 
     def over_flats(frames: NDArray[np.intp]) -> Image:
         found = log_counts(known.frames[frames], lit, flats.counts) - modes.mean
         return np.asarray(found, np.float32)
 
-    def without_levels(frames: NDArray[np.intp]) -> Image:
-        found = over_flats(frames)
-        return found - np.median(found[:, lit], 1)[:, None, None]
-
-    solution = solve(
-        without_levels(chosen), lit, groups, time[chosen], flat_time, known.turning, known.overlaps
-    ).extended(chosen, every, len(time), time, without_levels, BATCH)
-    common = None
-    if not known.turning:
-        left = without_levels(chosen) - solution.change(chosen)
-        counts = np.maximum(known.frames[chosen].mean(0), LEAST)
-        noise = (1 / np.sqrt(known.photons * counts)).astype(np.float32)
-        common = agreed(left, solution.change(chosen), noise, lit)
+    solution, common = _shapes(known, flats, modes, lit, chosen, every, over_flats)
     prior = level_prior(flats, modes, time, record)
     fit = BackgroundFit(
         modes.mean,
@@ -150,6 +170,46 @@ def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
     )
 
 
+def _shapes(
+    known: Known,
+    flats: SingleFlats,
+    modes: FlatModes,
+    lit: NDArray[np.bool_],
+    chosen: NDArray[np.intp],
+    every: NDArray[np.intp],
+    over_flats: Callable[[NDArray[np.intp]], Image],
+) -> tuple[Solution | DriftShapes, Image | None]:
+    """What comes on top of the mean flat, and what residuals of the frames `chosen` have in common.
+
+    Flats of one moment that show no change say nothing of how the beam drifts: then the fit of smooth drifts knows
+    more, but where a turning sample may cover all, whose own broad parts it would take for drift.
+    """
+    time, record = known.time, known.record
+    assert time is not None and record is not None
+    silent = not len(modes.images) and not flats.timed.any()
+    if silent and (not known.turning or known.standing is not None):
+        weight = np.where(lit, flats.counts.mean(0), np.float32(0))
+        return DriftShapes(find_base(known), modes.mean, weight), None
+
+    def without_levels(frames: NDArray[np.intp]) -> Image:
+        found = over_flats(frames)
+        return found - np.median(found[:, lit], 1)[:, None, None]
+
+    groups = list(component_groups(flats, modes, lit, known.turning))
+    flat_time = flats.time[flats.timed] if flats.timed.any() else None
+    at = np.interp(np.arange(len(time)), chosen, np.arange(len(chosen)))
+    overlaps = find_overlaps(known.overlaps, modes.mean, record, lit, at)
+    solution = solve(
+        without_levels(chosen), lit, groups, time[chosen], flat_time, known.turning, overlaps
+    ).extended(chosen, every, len(time), time, without_levels, BATCH)
+    if known.turning:
+        return solution, None
+    left = without_levels(chosen) - solution.change(chosen)
+    counts = np.maximum(known.frames[chosen].mean(0), LEAST)
+    noise = (1 / np.sqrt(known.photons * counts)).astype(np.float32)
+    return solution, agreed(left, solution.change(chosen), noise, lit)
+
+
 def level_notes(levels: Levels, prior: LevelPrior) -> tuple[str, ...]:
     """What is to be said of a contradiction."""
     if not levels.contradicts:
@@ -168,20 +228,35 @@ def _lit(flats: SingleFlats, frames: Image) -> NDArray[np.bool_]:
 
 
 def component_groups(
-    flats: SingleFlats, modes: FlatModes, lit: NDArray[np.bool_]
+    flats: SingleFlats, modes: FlatModes, lit: NDArray[np.bool_], turning: bool
 ) -> Iterator[Components]:
     """All that the background may do."""
     if len(modes.images):
         yield flat_components(flats, modes)
     moves = illumination_moves(modes.mean, lit, modes.images)
+    count, timed = len(moves), flats.timed
     yield Components(
         "shift and zoom of the illumination",
         moves,
-        np.ones(3),
+        np.ones(count),
         *MOVES,
         MOVES_STRENGTH,
-        mistakable=True,
+        mistakable=turning,
     )
+    if (~timed).sum() < A_BANK or len(modes.images) < FEW_COMPONENTS:
+        waves = np.float32(BROAD) * cosines(lit.shape, BROAD_ORDERS)
+        waves = apart_from(waves, np.concatenate([modes.images, moves]), lit)
+        bracketed = timed.any() and len(np.unique(bursts_of(flats.time[timed]))) > 1
+        none = np.zeros((int(timed.sum()), len(waves))) if bracketed else None
+        yield Components(
+            "broad change",
+            waves,
+            np.ones(len(waves)),
+            *BROAD_FRACTIONS,
+            BROAD_STRENGTH,
+            none,
+            mistakable=True,
+        )
 
 
 def flat_components(flats: SingleFlats, modes: FlatModes) -> Components:
