@@ -9,8 +9,10 @@ from txmcorrect.background.keyframes import interpolate, nearest_keys
 from txmcorrect.background.quality import (
     DARK_SHARE,
     LEAK_LIMIT,
+    PROMISED,
     UNCERTAIN_LIMIT,
     UNCERTAIN_NOISE,
+    Expected,
     Flag,
     leak_slope,
     odd_ones,
@@ -21,6 +23,7 @@ from txmcorrect.background.survey import Survey
 
 LIT_FRACTION = 0.08
 BLOCKS = 8  # of a side, over which what is left of a frame is summed up
+ODD_SPREAD = 2.0  # times the scan's usual expected error
 COVERED = (
     0.5  # natural log; a frame darker than its background by more shows a sample, not the beam
 )
@@ -40,6 +43,7 @@ def flag_frames(
     std: NDArray[np.float32],
     lit: NDArray[np.bool_],
     jumps: NDArray[np.intp],
+    expected: Expected | None = None,
 ) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
     """Bits per frame; frames between key frames inherit what their nearest key frame shows.
 
@@ -57,9 +61,15 @@ def flag_frames(
     bits = np.zeros(len(keys), np.uint32)
     bits[np.abs(leak) > LEAK_LIMIT] |= np.uint32(Flag.LEAK)
     bits[odd] |= np.uint32(Flag.ODD_BACKGROUND)
-    limit = max(UNCERTAIN_LIMIT, UNCERTAIN_NOISE * photon_noise(survey, fields, lit))
-    bits[[spread_rms(s, lit) > limit for s in std]] |= np.uint32(Flag.UNCERTAIN)
+    if expected is None:
+        limit = max(UNCERTAIN_LIMIT, UNCERTAIN_NOISE * photon_noise(survey, fields, lit))
+        bits[[spread_rms(s, lit) > limit for s in std]] |= np.uint32(Flag.UNCERTAIN)
     flag = survey.flag | bits[nearest_keys(keys, n)]
+    if expected is not None:  # single frames that stand out; what holds for all is the verdict's
+        worse = expected.shape > np.maximum(
+            PROMISED["shape"], ODD_SPREAD * np.median(expected.shape)
+        )
+        flag[survey.usable & worse] |= np.uint32(Flag.UNCERTAIN)
     medians, shadow = np.empty((n, len(parts := blocks(lit)))), np.empty(n)
     for i in range(n):
         left = left_of(survey, i, interpolate(fields, keys, jumps, i))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -36,8 +37,8 @@ MEANING = {
     Flag.SATURATED: "saturated",
     Flag.NOT_FINITE: "mostly not finite",
     Flag.BAD_PIXELS: "some pixels not finite",
-    Flag.LEAK: "sample in the background",
-    Flag.UNCERTAIN: "large spread",
+    Flag.LEAK: "sample leakage into the background",
+    Flag.UNCERTAIN: "high uncertainty",
     Flag.ODD_BACKGROUND: "background unlike the scan's others",
     Flag.PARTLY_DARK: "partly without light",
     Flag.JUMP: "illumination jumped",
@@ -45,8 +46,11 @@ MEANING = {
 NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
 # Said of every run whose background was found without references, however good it looks.
-UNREFERENCED = "from the frames alone: broad structure may be too weak, what stands still is lost"
-REMEMBERED = "no reference was given: those that the model remembers of its training count"
+UNREFERENCED = (
+    "no flat field: low-frequency contrast may be underestimated, and anything stationary in all frames is removed "
+    "with the background"
+)
+REMEMBERED = "no flat field was given: those that the model remembers of its training count"
 # Said where the fit of the drift knows no cells that a turning sample leaves free.
 MISTAKABLE = (
     "the sample turns and no cells without it are known: broad parts of it may be taken for drift"
@@ -111,6 +115,58 @@ def odd_ones(distance: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (distance > middle + ODD_LIMIT * spread) & (distance > ODD_FLOOR)
 
 
+# What TRUSTED promises, rms of the natural log: shape of frames, levels between frames, absolute level.
+PROMISED = {"shape": 0.02, "levels between frames": 0.01, "absolute level": 0.01}
+# TRUSTED is said where errors twice as large as expected would still keep the promise.
+MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Expected errors, rms of the natural log.
+
+    `shape` `(n,)` of each frame, without its level; `levels` between frames; `absolute` of all frames together, None
+    where nothing tells it. `assumed`: what the absolute level rests on, "" if on records or visible vacuum.
+    """
+
+    shape: NDArray[np.float64]
+    levels: float
+    absolute: float | None
+    assumed: str = ""
+
+    def figures(self) -> dict[str, float]:
+        """The errors by name, of the whole scan."""
+        shape = float(np.sqrt((self.shape**2).mean())) if len(self.shape) else 0.0
+        found = {"shape": shape, "levels between frames": self.levels}
+        if self.absolute is not None:
+            found["absolute level"] = self.absolute
+        return found
+
+    @property
+    def keeps(self) -> bool:
+        """Whether TRUSTED may be said."""
+        return all(value <= MARGIN * PROMISED[name] for name, value in self.figures().items())
+
+    def __str__(self) -> str:
+        parts = [f"{name} {100 * value:.2g} %" for name, value in self.figures().items()]
+        said = f"expected error: {', '.join(parts)}"
+        return f"{said} ({self.assumed})" if self.assumed else said
+
+
+def joined(parts: Sequence[Expected | None]) -> Expected | None:
+    """Of consecutive parts of a scan together; None where one of them does not say."""
+    known = [p for p in parts if p is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    absolute = [p.absolute for p in known if p.absolute is not None]
+    return Expected(
+        np.concatenate([p.shape for p in known]),
+        max(p.levels for p in known),
+        max(absolute) if len(absolute) == len(known) else None,
+        "; ".join(dict.fromkeys(p.assumed for p in known if p.assumed)),
+    )
+
+
 @dataclass(frozen=True)
 class Verdict:
     """`TRUSTED`, `CHECK (frames ...)` or `FAILED`, why, and where the scale came from."""
@@ -123,8 +179,13 @@ class Verdict:
         return f"{self.word}: {self.why}; scale={self.scale}"
 
 
-def judge_run(flag: NDArray[np.uint32], scale: str, notes: tuple[str, ...] = ()) -> Verdict:
-    """Sum up a run. `flag` `(n,)`; `notes` are doubts that hold for all frames."""
+def judge_run(
+    flag: NDArray[np.uint32],
+    scale: str,
+    notes: tuple[str, ...] = (),
+    expected: Expected | None = None,
+) -> Verdict:
+    """Sum up a run. `flag` `(n,)`; `notes` are doubts that hold for all frames; `expected` errors, where known."""
     serious = (flag & ~np.uint32(REMARKS)) != 0
     n = len(flag)
     reasons = [
@@ -132,16 +193,17 @@ def judge_run(flag: NDArray[np.uint32], scale: str, notes: tuple[str, ...] = ())
         for bit, meaning in MEANING.items()
         if bit not in REMARKS and (count := int(((flag & bit) != 0).sum()))
     ]
-    if ((flag & ~np.uint32(DOUBTS)) != 0).mean() > 0.5:
-        return Verdict(
-            "FAILED", f"{int(serious.sum())} of {n} frames flagged ({'; '.join(reasons)})", scale
-        )
+    said = () if expected is None else (str(expected),)
+    doubts = DOUBTS if expected is None else DOUBTS | Flag.LEAK | Flag.ODD_BACKGROUND
+    if ((flag & ~np.uint32(doubts)) != 0).mean() > 0.5:
+        why = f"{int(serious.sum())} of {n} frames flagged ({'; '.join(reasons)})"
+        return Verdict("FAILED", why, scale)
     if serious.any():
         frames = _ranges(np.flatnonzero(serious))
-        return Verdict(f"CHECK (frames {frames})", "; ".join([*reasons, *notes]), scale)
-    if notes:
-        return Verdict("CHECK (all frames)", "; ".join(notes), scale)
-    return Verdict("TRUSTED", f"no frame of {n} flagged", scale)
+        return Verdict(f"CHECK (frames {frames})", "; ".join([*reasons, *notes, *said]), scale)
+    if notes or (expected is not None and not expected.keeps):
+        return Verdict("CHECK (all frames)", "; ".join([*notes, *said]), scale)
+    return Verdict("TRUSTED", "; ".join([f"no frame of {n} flagged", *said]), scale)
 
 
 def _ranges(index: NDArray[np.intp], most: int = 8) -> str:

@@ -189,9 +189,20 @@ class Steps:
         none = np.zeros_like(_pyramid(self.lit.astype(np.float32))[SQUARES], bool)
         self._look(np.zeros(int(self.seen.sum()), bool), none)
 
-    def find_passing(self, left: Image) -> None:
-        """Find which cells a sample that passes covers in each frame; `left` as before."""
+    def find_passing(
+        self, left: Image, vacuum: Array | None = None, tolerance: float = np.inf
+    ) -> None:
+        """Find which cells a sample that passes covers in each frame; `left` as before.
+
+        `vacuum` `(n,)` : where vacuum is expected in `left`; cells that are alike further from it than `tolerance` are
+        those of a film, not empty.
+        """
         covered, self.certain = covered_cells(left, self.lit)
+        if vacuum is not None and self.lit.any():
+            open_cells = np.where(self.lit & ~covered, left, np.float32(np.nan))
+            middle = np.nanmedian(open_cells[:, self.lit], 1)
+            self.certain &= np.abs(middle - vacuum) < tolerance
+            covered &= self.certain[:, None, None]
         squares = _pairs(covered.astype(np.float32))
         touched = [(one + two > TOUCHED).reshape(len(left), -1) for one, two in squares]
         self.beside = np.concatenate(touched, 1)[:, self.seen]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from txmcorrect.background.linear_model.levels import (
 from txmcorrect.background.linear_model.solve import Solution, solve
 from txmcorrect.background.modes import cosines
 from txmcorrect.background.overlaps import find_overlaps
+from txmcorrect.background.quality import Expected
 from txmcorrect.background.scale import LEAST
 
 if TYPE_CHECKING:
@@ -48,12 +49,24 @@ BURST = 0.1  # scan durations between flats of one burst
 # Square of shifts and zoom, in units of one per cent of the long side: offset, walk, jitter.
 MOVES = (0.01, 0.01, 0.001)
 MOVES_STRENGTH = 3.0
+BRACKETED = (1e-8, 0.01, 0.001)  # where flats around the scan show nothing of it
 # Cosines of up to so many half periods, rms of the broadest in natural log; they count only where vacuum is visible or
 # frames overlap, and not beside a bank, which knows what the beam does.
 BROAD, BROAD_ORDERS = 0.03, 5
-BROAD_FRACTIONS, BROAD_STRENGTH = (0.01, 0.01, 0.0), 3.0
+BROAD_FRACTIONS, BROAD_STRENGTH = (0.01, 0.01), 3.0
 A_BANK, FEW_COMPONENTS = 8, 3  # flats of other moments, and what they show
+OPAQUE = 1.4  # natural log: the median frame keeps less than a quarter of the light
+# Cells count as vacuum where they lie within so many deviations of the expected level, and this at least (natural log).
+VACUUM_STD, LEAST_TOLERANCE = 4.0, 0.05
 BATCH = 96  # frames that are fitted at once
+
+
+# Expected errors: times what the fit says of itself; of a drift that was found, the part that is missed; natural log.
+OWN_DOUBT = 3.0
+MISSED = {"bank": 0.15, "before and after": 0.25, "one moment": 0.35}
+UNSEEN_DRIFT, LEAST_ERROR = 0.015, 0.001
+SEEN = 0.5  # of the frames, in which vacuum shows what the beam does
+EQUAL = "exposure not recorded, taken as equal"
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class BackgroundFit:
     mean : `(h, w)` of the flats, 0 on average. solution : what comes on top. common : `(m, h, w)` what the residuals of
     the frames `fitted` `(m,)` have in common (mosaics), or None. levels : of frames. prior : what was expected of
     them. lit : `(h, w)`. doubt : factor on what the fit says of its own errors (calibration). notes : in words.
+    known_from : what flats say of the drift, a key of `MISSED`; exposed : exposures are recorded.
     """
 
     mean: Image
@@ -77,8 +91,31 @@ class BackgroundFit:
     doubt: float = 1.0
     notes: tuple[str, ...] = ()
 
+    known_from: str = "one moment"
+    exposed: bool = True
     jumps: tuple[int, ...] = ()
     mistakable: bool = False
+
+    def expected(self) -> Expected:
+        """Errors to be expected, by what was measured on simulated worlds of the development family.
+
+        What the fit says of itself knows nothing of what its components cannot express: of a drift that was found a
+        part is missed, the more the less flats tell of it; and flats of one moment say nothing of a drift that the
+        frames do not show either.
+        """
+        every = np.arange(len(self.levels.level))
+        shape = np.empty(len(every))
+        missed = MISSED[self.known_from]
+        for start in range(0, len(every), BATCH):
+            some = every[start : start + BATCH]
+            std = self.solution.std(some)[:, self.lit]
+            change = self.solution.change(some)[:, self.lit]
+            change = change - change.mean(1, keepdims=True)
+            shape[some] = np.hypot(OWN_DOUBT * np.sqrt((std**2).mean(1)), missed * change.std(1))
+        blind = self.known_from == "one moment" and self.levels.observed.mean() < SEEN
+        shape = np.hypot(shape, UNSEEN_DRIFT if blind else LEAST_ERROR)
+        assumed = "" if self.exposed or self.levels.observed.any() else EQUAL
+        return Expected(shape, self.levels.relative, self.levels.absolute, assumed)
 
     def fields(self, frames: NDArray[np.intp]) -> Image:
         """Log background `(b, h, w)` of frames `(b,)`."""
@@ -144,8 +181,8 @@ def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
         found = log_counts(known.frames[frames], lit, flats.counts) - modes.mean
         return np.asarray(found, np.float32)
 
-    solution, common = _shapes(known, flats, modes, lit, chosen, every, over_flats)
     prior = level_prior(flats, modes, time, record)
+    solution, common = _shapes(known, flats, modes, lit, chosen, every, over_flats, prior)
     fit = BackgroundFit(
         modes.mean,
         solution,
@@ -165,9 +202,22 @@ def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
             noise = (1 / np.sqrt(np.maximum(known.photons * counts, 1))).astype(np.float32)
             offset[some], std[some] = vacuum_levels(left, noise, lit, solution.vacuum, prior)
     levels = settle_levels(prior, time, offset, std, solution.vacuum is not None)
-    return BackgroundFit(
-        modes.mean, solution, common, chosen, levels, prior, lit, doubt, level_notes(levels, prior)
+    return replace(
+        fit,
+        levels=levels,
+        notes=level_notes(levels, prior),
+        known_from=what_is_known(flats, modes),
+        exposed=known.exposed,
     )
+
+
+def what_is_known(flats: SingleFlats, modes: FlatModes) -> str:
+    """How much flats say of a drift, as a key of `MISSED`."""
+    timed = flats.timed
+    if (~timed).sum() >= A_BANK and len(modes.images) >= FEW_COMPONENTS:
+        return "bank"
+    several = timed.any() and len(np.unique(bursts_of(flats.time[timed]))) > 1
+    return "before and after" if several else "one moment"
 
 
 def _shapes(
@@ -178,6 +228,7 @@ def _shapes(
     chosen: NDArray[np.intp],
     every: NDArray[np.intp],
     over_flats: Callable[[NDArray[np.intp]], Image],
+    prior: LevelPrior,
 ) -> tuple[Solution | DriftShapes, Image | None]:
     """What comes on top of the mean flat, and what residuals of the frames `chosen` have in common.
 
@@ -195,13 +246,29 @@ def _shapes(
         found = over_flats(frames)
         return found - np.median(found[:, lit], 1)[:, None, None]
 
-    groups = list(component_groups(flats, modes, lit, known.turning))
+    expected = np.zeros(len(time))
+    for start in range(0, len(every), BATCH):
+        some = every[start : start + BATCH]
+        expected[some] = prior.mean[some] - np.median(over_flats(some)[:, lit], 1)
+    opaque = float(np.median(expected[every])) > OPAQUE
+    groups = list(component_groups(flats, modes, lit, known.turning, opaque))
+    tolerance = max(VACUUM_STD * prior.deviation, LEAST_TOLERANCE)
     flat_time = flats.time[flats.timed] if flats.timed.any() else None
     at = np.interp(np.arange(len(time)), chosen, np.arange(len(chosen)))
     overlaps = find_overlaps(known.overlaps, modes.mean, record, lit, at)
+    if not groups:
+        return Solution.nothing(len(time), lit.shape), None
     solution = solve(
-        without_levels(chosen), lit, groups, time[chosen], flat_time, known.turning, overlaps
-    ).extended(chosen, every, len(time), time, without_levels, BATCH)
+        without_levels(chosen),
+        lit,
+        groups,
+        time[chosen],
+        flat_time,
+        known.turning,
+        overlaps,
+        expected[chosen],
+        tolerance,
+    ).extended(chosen, every, len(time), time, without_levels, BATCH, expected)
     if known.turning:
         return solution, None
     left = without_levels(chosen) - solution.change(chosen)
@@ -228,33 +295,44 @@ def _lit(flats: SingleFlats, frames: Image) -> NDArray[np.bool_]:
 
 
 def component_groups(
-    flats: SingleFlats, modes: FlatModes, lit: NDArray[np.bool_], turning: bool
+    flats: SingleFlats, modes: FlatModes, lit: NDArray[np.bool_], turning: bool, opaque: bool
 ) -> Iterator[Components]:
-    """All that the background may do."""
+    """All that the background may do; behind an `opaque` sample only what flats show.
+
+    Little light is left there, of which scattered and direct light are a part that does not scale with T.
+    """
     if len(modes.images):
         yield flat_components(flats, modes)
+    if opaque:
+        return
     moves = illumination_moves(modes.mean, lit, modes.images)
-    count, timed = len(moves), flats.timed
+    timed = flats.timed
+    bracketed = timed.any() and len(np.unique(bursts_of(flats.time[timed]))) > 1
+
+    def unseen(images: Image) -> Array | None:
+        """Flats around the scan show none of it then, so that it is small in between; others say nothing."""
+        return np.zeros((int(timed.sum()), len(images))) if bracketed else None
+
     yield Components(
         "shift and zoom of the illumination",
         moves,
-        np.ones(count),
-        *MOVES,
+        np.ones(len(moves)),
+        *(BRACKETED if bracketed else MOVES),
         MOVES_STRENGTH,
+        unseen(moves),
         mistakable=turning,
     )
     if (~timed).sum() < A_BANK or len(modes.images) < FEW_COMPONENTS:
         waves = np.float32(BROAD) * cosines(lit.shape, BROAD_ORDERS)
         waves = apart_from(waves, np.concatenate([modes.images, moves]), lit)
-        bracketed = timed.any() and len(np.unique(bursts_of(flats.time[timed]))) > 1
-        none = np.zeros((int(timed.sum()), len(waves))) if bracketed else None
         yield Components(
             "broad change",
             waves,
             np.ones(len(waves)),
-            *BROAD_FRACTIONS,
+            *(BRACKETED[:2] if bracketed else BROAD_FRACTIONS),
+            0.0,
             BROAD_STRENGTH,
-            none,
+            unseen(waves),
             mistakable=True,
         )
 

@@ -7,7 +7,7 @@ background. Both are Gaussian and are joined; a contradiction is said, never swi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ NEAR, SIDE = 1.5, (3.0, 6.0)
 CERTAIN = 6.0  # deviations by which a peak exceeds its sides
 LEAST_SHARE = 0.03  # of the lit cells
 REACH = 4.0  # deviations of the prior within which a peak is looked for
+OUTLIER, MOST_OUTLIERS = 3.0, 0.3  # deviations from what others say; fraction of the frames
+WIDE = 0.3  # natural log
 CONTRADICTION = 4.0  # deviations of the prior
 
 
@@ -57,7 +59,8 @@ class LevelPrior:
 class Levels:
     """Log level of frames `(n,)` and its deviation; `observed` `(n,)`: frames in which vacuum was seen.
 
-    `offset`: mean of what vacuum says over what was expected, `contradicts`: it is more than chance.
+    `offset`: mean of what vacuum says over what was expected, `contradicts`: it is more than chance. `absolute`,
+    `relative`: deviation of the mean of all levels, and of levels about that.
     """
 
     level: Array
@@ -65,6 +68,8 @@ class Levels:
     observed: Mask
     offset: float
     contradicts: bool
+    absolute: float = 0.0
+    relative: float = 0.0
 
 
 def flat_levels(
@@ -160,7 +165,7 @@ def _peak(values: Array, width: Array, expected: float) -> tuple[float, float] |
 
 
 # A uniform film under everything makes the same peak as vacuum, a little darker: as likely as not, anywhere down to SUBSTRATE.
-SUBSTRATE, SUBSTRATE_ODDS = 0.3, 0.5
+SUBSTRATE, SUBSTRATE_ODDS = 0.2, 0.5
 
 
 def settle_levels(
@@ -171,6 +176,7 @@ def settle_levels(
     `time`, `offset`, `std` `(n,)`. `certain` : what was seen is vacuum; else it may be one uniform film that all
     frames show, so that differences between frames count in full, and their mean as far as it is likely.
     """
+    std = without_outliers(prior, time, offset, std)
     seen = np.isfinite(std)
     believed = 1.0
     if seen.any() and not certain:
@@ -180,19 +186,52 @@ def settle_levels(
         film = SUBSTRATE_ODDS / SUBSTRATE if mean < 0 else 0.0
         believed = float(vacuum / (vacuum + film))
         offset = np.where(seen, offset - (1 - believed) * mean, offset)
-        std = np.where(seen, np.hypot(std, np.sqrt(believed * (1 - believed)) * abs(mean)), std)
     covariance = prior.covariance(time)
     if not seen.any():
-        return Levels(prior.mean, np.sqrt(np.diag(covariance)), seen, 0.0, False)
+        return _levels(prior.mean, covariance, seen, 0.0, False)
     cross = covariance[:, seen]
     inner = np.linalg.inv(covariance[np.ix_(seen, seen)] + np.diag(std[seen] ** 2))
     change = cross @ (inner @ offset[seen])
-    left = np.diag(covariance) - np.einsum("nm,mk,nk->n", cross, inner, cross)
     mean = float(offset[seen].mean())
+    contradicts = believed > 0.5 and abs(mean) > CONTRADICTION * prior.deviation
+    left = covariance - cross @ inner @ cross.T
+    found = _levels(prior.mean + change, left, seen, mean, contradicts)
+    doubtful = float(np.sqrt(believed * (1 - believed))) * abs(
+        mean
+    )  # vacuum or film: one for all frames
+    return replace(found, absolute=float(np.hypot(found.absolute, doubtful)))
+
+
+def without_outliers(prior: LevelPrior, time: Array, offset: Array, std: Array) -> Array:
+    """Deviations `(n,)` with inf where a frame contradicts all others: what it shows is no vacuum."""
+    std = std.copy()
+    common = WIDE**2  # what all share is settled elsewhere
+    covariance = prior.covariance(time) + common
+    for _ in range(int(MOST_OUTLIERS * np.isfinite(std).sum())):
+        seen = np.flatnonzero(np.isfinite(std))
+        inverse = np.linalg.inv(covariance[np.ix_(seen, seen)] + np.diag(std[seen] ** 2))
+        # Leave-one-out residuals of a Gaussian process (Rasmussen and Williams 2006, eq. 5.12).
+        apart = (inverse @ offset[seen]) / np.sqrt(np.diag(inverse))
+        apart = np.abs(apart - np.median(apart))
+        worst = int(apart.argmax())
+        if apart[worst] < OUTLIER * max(1.0, 1.4826 * float(np.median(apart))):
+            break
+        std[seen[worst]] = np.inf
+    return std
+
+
+def _levels(
+    level: Array, covariance: Array, seen: Mask, offset: float, contradicts: bool
+) -> Levels:
+    """Levels and their deviations from the covariance `(n, n)` between frames."""
+    variance = np.maximum(np.diag(covariance), 0)
+    shared = max(float(covariance.mean()), 0.0)
     return Levels(
-        prior.mean + change,
-        np.sqrt(np.maximum(left, 0)),
+        level,
+        np.sqrt(variance),
         seen,
-        mean,
-        believed > 0.5 and abs(mean) > CONTRADICTION * prior.deviation,
+        offset,
+        contradicts,
+        float(np.sqrt(shared)),
+        float(np.sqrt(max(variance.mean() - shared, 0.0))),
     )
