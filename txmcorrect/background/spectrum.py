@@ -33,3 +33,8 @@ class Bands:
 def modes_of(image: Array) -> Array:
     """Cosine modes `(h, w)` of an image, as large in all as it is."""
     return np.asarray(scipy.fft.dctn(image, norm="ortho"))
+
+
+def images_of(modes: Array) -> Array:
+    """The image `(h, w)` that has these cosine modes."""
+    return np.asarray(scipy.fft.idctn(modes, norm="ortho"))

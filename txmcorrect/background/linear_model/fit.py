@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from txmcorrect.background.agreed import agreed
 from txmcorrect.background.base import Base, find_base
 from txmcorrect.background.light import LEAST_LIGHT, log_counts, usual_light
 from txmcorrect.background.linear_model.components import (
+    FEWEST_FLATS,
     Components,
     FlatModes,
     SingleFlats,
@@ -49,6 +51,7 @@ BURST = 0.1  # scan durations between flats of one burst
 # Square of shifts and zoom, in units of one per cent of the long side: offset, walk, jitter.
 MOVES = (0.01, 0.01, 0.001)
 MOVES_STRENGTH = 3.0
+FINE_CELLS, LEAST_FINE = 4.0, 0.1  # cells of the working grid; of the power of what moves
 BRACKETED = (1e-8, 0.01, 0.001)  # where flats around the scan show nothing of it
 # Cosines of up to so many half periods, rms of the broadest in natural log; they count only where vacuum is visible or
 # frames overlap, and not beside a bank, which knows what the beam does.
@@ -232,25 +235,32 @@ def _shapes(
 ) -> tuple[Solution | DriftShapes, Image | None]:
     """What comes on top of the mean flat, and what residuals of the frames `chosen` have in common.
 
-    Flats of one moment that show no change say nothing of how the beam drifts: then the fit of smooth drifts knows
-    more, but where a turning sample may cover all, whose own broad parts it would take for drift.
+    A single flat, or flats of one moment that show no change, say nothing of how the beam drifts. Then the fit of smooth
+    drifts knows more where something else does: overlaps, or a standing sample that was found. It is used as well with
+    one or two flats of unknown age where frames show no vacuum, but not with a burst, which belongs to the scan: there it
+    would do harm.
     """
     time, record = known.time, known.record
     assert time is not None and record is not None
-    silent = not len(modes.images) and not flats.timed.any()
-    if silent and (not known.turning or known.standing is not None):
-        weight = np.where(lit, flats.counts.mean(0), np.float32(0))
-        return DriftShapes(find_base(known), modes.mean, weight), None
-
-    def without_levels(frames: NDArray[np.intp]) -> Image:
-        found = over_flats(frames)
-        return found - np.median(found[:, lit], 1)[:, None, None]
-
     expected = np.zeros(len(time))
     for start in range(0, len(every), BATCH):
         some = every[start : start + BATCH]
         expected[some] = prior.mean[some] - np.median(over_flats(some)[:, lit], 1)
     opaque = float(np.median(expected[every])) > OPAQUE
+    silent = not len(modes.images) and not flats.timed.any() and not opaque
+    old = silent and len(flats.counts) < FEWEST_FLATS and not known.turning
+
+    def smooth_drift() -> tuple[DriftShapes, None]:
+        weight = np.where(lit, flats.counts.mean(0), np.float32(0))
+        return DriftShapes(find_base(known), modes.mean, weight), None
+
+    if silent and (known.overlaps or known.standing is not None):
+        return smooth_drift()
+
+    def without_levels(frames: NDArray[np.intp]) -> Image:
+        found = over_flats(frames)
+        return found - np.median(found[:, lit], 1)[:, None, None]
+
     groups = list(component_groups(flats, modes, lit, known.turning, opaque))
     tolerance = max(VACUUM_STD * prior.deviation, LEAST_TOLERANCE)
     flat_time = flats.time[flats.timed] if flats.timed.any() else None
@@ -258,7 +268,7 @@ def _shapes(
     overlaps = find_overlaps(known.overlaps, modes.mean, record, lit, at)
     if not groups:
         return Solution.nothing(len(time), lit.shape), None
-    solution = solve(
+    found = solve(
         without_levels(chosen),
         lit,
         groups,
@@ -268,7 +278,10 @@ def _shapes(
         overlaps,
         expected[chosen],
         tolerance,
-    ).extended(chosen, every, len(time), time, without_levels, BATCH, expected)
+    )
+    if old and not found.sees_vacuum:
+        return smooth_drift()
+    solution = found.extended(chosen, every, len(time), time, without_levels, BATCH, expected)
     if known.turning:
         return solution, None
     left = without_levels(chosen) - solution.change(chosen)
@@ -320,7 +333,7 @@ def component_groups(
         *(BRACKETED if bracketed else MOVES),
         MOVES_STRENGTH,
         unseen(moves),
-        mistakable=turning,
+        mistakable=turning or is_broad(moves, lit),
     )
     if (~timed).sum() < A_BANK or len(modes.images) < FEW_COMPONENTS:
         waves = np.float32(BROAD) * cosines(lit.shape, BROAD_ORDERS)
@@ -335,6 +348,13 @@ def component_groups(
             unseen(waves),
             mistakable=True,
         )
+
+
+def is_broad(images: Image, lit: NDArray[np.bool_]) -> bool:
+    """Whether images `(k, h, w)` have little that is fine, by which they are told from a sample that is broad, too."""
+    fine = images - gaussian_filter(images, (0, FINE_CELLS, FINE_CELLS))
+    power = [float((x[:, lit] ** 2).mean()) for x in (fine, images)]
+    return power[0] < LEAST_FINE * power[1]
 
 
 def flat_components(flats: SingleFlats, modes: FlatModes) -> Components:

@@ -165,7 +165,8 @@ def _peak(values: Array, width: Array, expected: float) -> tuple[float, float] |
 
 
 # A uniform film under everything makes the same peak as vacuum, a little darker: as likely as not, anywhere down to SUBSTRATE.
-SUBSTRATE, SUBSTRATE_ODDS = 0.2, 0.5
+# What is brighter may be a halo of phase contrast, less likely.
+SUBSTRATE, SUBSTRATE_ODDS, HALO_ODDS = 0.2, 0.5, 0.1
 
 
 def settle_levels(
@@ -178,12 +179,11 @@ def settle_levels(
     """
     std = without_outliers(prior, time, offset, std)
     seen = np.isfinite(std)
-    believed = 1.0
+    believed, mean = 1.0, float(offset[seen].mean()) if seen.any() else 0.0
     if seen.any() and not certain:
-        mean = float(offset[seen].mean())
         width = np.hypot(prior.deviation, SHARED_MISFIT)
         vacuum = np.exp(-0.5 * (mean / width) ** 2) / (np.sqrt(2 * np.pi) * width)
-        film = SUBSTRATE_ODDS / SUBSTRATE if mean < 0 else 0.0
+        film = (SUBSTRATE_ODDS if mean < 0 else HALO_ODDS) / SUBSTRATE
         believed = float(vacuum / (vacuum + film))
         offset = np.where(seen, offset - (1 - believed) * mean, offset)
     covariance = prior.covariance(time)
@@ -192,7 +192,6 @@ def settle_levels(
     cross = covariance[:, seen]
     inner = np.linalg.inv(covariance[np.ix_(seen, seen)] + np.diag(std[seen] ** 2))
     change = cross @ (inner @ offset[seen])
-    mean = float(offset[seen].mean())
     contradicts = believed > 0.5 and abs(mean) > CONTRADICTION * prior.deviation
     left = covariance - cross @ inner @ cross.T
     found = _levels(prior.mean + change, left, seen, mean, contradicts)

@@ -21,6 +21,7 @@ from txmcorrect.background.linear_model.components import Components, apart_from
 from txmcorrect.background.linear_model.scale_mixture import ScaleMixture
 from txmcorrect.background.linear_model.time_basis import WAVES, time_basis
 from txmcorrect.background.overlaps import Overlap
+from txmcorrect.background.spectrum import images_of, modes_of
 from txmcorrect.background.steps import BESIDE, COVERED, SCALES, Steps, steps_of
 
 Image = NDArray[np.float32]
@@ -37,7 +38,9 @@ REPEATED = 4.0
 # mosaic with a bank 2.0 % of error became 1.1, and with 40 in place of 8 1.05.
 REPEATED_BESIDE_OVERLAPS = 8.0
 SCORE_NOISE = 1e-7  # variance of a flat's own weight, beside its jitter
-LIKE_ITSELF = 0.3  # of a component's power that is left once it is turned over and made independent
+MANY = 0.5  # of the frames, in which cells without a sample are certain: then vacuum shows broad changes
+SURROGATES = 4
+LIKE_ITSELF = 0.3  # of a component's power that is left in a surrogate once it is made independent
 NOTHING = 1e-14  # variance of what is not there
 
 
@@ -66,6 +69,12 @@ class Solution:
     vacuum: NDArray[np.bool_] | None
     sizes: tuple[Sizes, ...]
     solver: _Solver | None = None
+
+    @property
+    def sees_vacuum(self) -> bool:
+        """Whether cells without a sample are certain, in all frames or in many."""
+        steps = None if self.solver is None else self.solver.steps
+        return self.vacuum is not None or (steps is not None and steps.certain.mean() >= MANY)
 
     @classmethod
     def nothing(cls, count: int, shape: tuple[int, ...]) -> Solution:
@@ -205,7 +214,7 @@ class _Solver:
             for g in self.groups
         ]
         self.expected = [Sizes(s.offset, s.walk, s.jitter) for s in self.sizes]
-        self.mirrored = self._mirror()
+        self.surrogates: dict[bytes, list[tuple[Image, NDArray[np.bool_]]]] = {}
         self.vacuum: NDArray[np.bool_] | None = None
         self.theta, self.slow_variance = np.zeros((k, self.basis.shape[1])), np.zeros(k)
 
@@ -400,7 +409,7 @@ class _Solver:
 
     def _known(self) -> Array:
         """1 for components that count, else 0, `(k,)`."""
-        seen = self.vacuum is not None if self.turning else self.steps.certain.any()
+        seen = self.vacuum is not None if self.turning else self.steps.certain.mean() >= MANY
         hidden = not (seen or self.overlaps)
         return np.concatenate(
             [np.full(len(g.images), float(not (g.mistakable and hidden))) for g in self.groups]
@@ -409,11 +418,14 @@ class _Solver:
     def _contradiction(self, belief: Image, left: Image) -> Array:
         """How much more than chance steps of the sample agree with images like the components, `(k,)`, 1 at least.
 
-        Steps of one object point the same way. A component that is turned over, less what components express, has
-        nothing of the background in it, and as much of the sample as the component itself.
+        Steps of one object point the same way. A surrogate of a component, less what components express, has nothing of
+        the background in it, and as much of the sample as the component itself.
         """
-        ratio = np.ones((len(self.mirrored), len(self.images)))
-        for i, (modes, kept) in enumerate(self.mirrored):
+        active = self._known() > 0
+        if active.tobytes() not in self.surrogates:
+            self.surrogates[active.tobytes()] = self._surrogates(active)
+        ratio = np.ones((SURROGATES, len(self.images)))
+        for i, (modes, kept) in enumerate(self.surrogates[active.tobytes()]):
             score = (belief * left) @ modes.T
             expected = belief @ (modes**2).T
             ratio[i] = (score**2).sum(0) / np.maximum(expected.sum(0), 1e-30)
@@ -425,14 +437,21 @@ class _Solver:
             found[~told] = np.median(found[told])
         return np.maximum(found, 1.0)
 
-    def _mirror(self) -> list[tuple[Image, NDArray[np.bool_]]]:
-        """Steps of components turned over along y, x and both, `(k, p)`, and which are still like themselves."""
+    def _surrogates(self, active: NDArray[np.bool_]) -> list[tuple[Image, NDArray[np.bool_]]]:
+        """Steps of images with the components' spectrum and other phases, `(k, p)`, and which are new beside the `active`.
+
+        The cosine modes of a component keep their size and get random signs (surrogate data, Theiler et al. 1992).
+        """
         power = (self.images[:, self.lit] ** 2).sum(1)
+        rng = np.random.default_rng(0)  # the same for every scan of this shape
+        modes = np.stack([modes_of(np.where(self.lit, image, 0)) for image in self.images])
         found = []
-        for axes in ((1,), (2,), (1, 2)):
-            turned = apart_from(np.flip(self.images, axes), self.images, self.lit)
-            kept = (turned[:, self.lit] ** 2).sum(1) > LIKE_ITSELF * power
-            found.append((steps_of(turned)[:, self.steps.seen].astype(np.float32), kept))
+        for _ in range(SURROGATES):
+            signs = rng.choice(np.array([-1, 1], np.float32), self.lit.shape)
+            other = np.stack([images_of(m * signs) for m in modes]).astype(np.float32)
+            other = apart_from(other, self.images[active], self.lit)
+            kept = (other[:, self.lit] ** 2).sum(1) > LIKE_ITSELF * power
+            found.append((steps_of(other)[:, self.steps.seen].astype(np.float32), kept))
         return found
 
     def _flats(self, matrix: Array, right: Array, jitter: Array) -> None:
