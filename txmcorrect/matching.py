@@ -31,7 +31,8 @@ class MatchedReferences:
     frame_scale : `(n,)` exposure and current of each projection over their median; the flat
         expected for frame i is `flat * scale * frame_scale[i]`.
     absolute : exposure and current of both sides are recorded, so the scale is absolute.
-    current_scale, frame_current : the part of `scale` and of `frame_scale` that recorded currents make; 1 where they
+    current_scale, frame_current : the part of `scale` and of `frame_scale` that recorded currents make; 1
+    where they
         do not say. `exposed`: exposures of both sides are recorded.
     age_s : `(m,)` seconds between each flat and the projection nearest in time; None if unknown.
     warnings : what could not be checked, was forced, or is doubtful.

@@ -49,7 +49,8 @@ class Background:
     grain : photon noise of the details, rms of the log.
     conditions : what the model sees of a frame, to draw more samples with.
     notes : doubts about all frames; remarks : what else is worth saying, and costs no trust;
-    hopeless : why nothing can be known, "" if it can. expected : errors of shape and levels, None where not known. decided : where the background comes from, and why.
+    hopeless : why nothing can be known, "" if it can. expected : errors of shape and levels, None where
+    not known. decided : where the background comes from, and why.
     referenced : whether references of the scan, or given with it, show the background's shape; remembered :
     likeness of those that the model remembers, if they did; standing : what was taken for a sample that
     stands in all frames, in words.

@@ -41,9 +41,9 @@ class Known:
     turning : the sample turns, so that parts of it may never leave their place. standing : what stands of
     it was found, and is no longer in `frames`: `(k, h, w)` natural log, what that may be off by, independent
     images of deviation 1.
-    flats : all of them one by one, at the frames' usual exposure; time : `(n,)` of frames in scan durations; record :
-    `(n,)` log of recorded exposure that counts; exposed : exposures of both sides are recorded; current : what is said
-    of recorded currents.
+    flats : all of them one by one, at the frames' usual exposure; time : `(n,)` of frames in scan
+    durations; record : `(n,)` log of recorded exposure that counts; exposed : exposures of both sides are
+    recorded; current : what is said of recorded currents.
     remembered : likeness of the scan's pattern and that of a bank which the model remembers of its
     training; 0 where the bank is the scan's own, or none.
     """
@@ -81,7 +81,8 @@ def known_scan(
 
     The scan's own references come last in `references` and count first. `exposure` `(n,)` log of
     exposure x current, None where it was not recorded. `overlaps` :
-    of a mosaic. `turning` : the sample turns; `standing` : as in `Known`. `time_s` `(n,)` POSIX seconds of the frames.
+    of a mosaic. `turning` : the sample turns; `standing` : as in `Known`. `time_s` `(n,)` POSIX seconds of
+    the frames.
     """
     n = len(survey.small)
     before = after = bank = place = None
@@ -124,7 +125,8 @@ def known_scan(
 
 
 FAR_SCANS = 3.0  # scan durations; flats further away are draws of another day
-OUTSIDE = 0.02  # scan durations: how long before or after a scan its flats are taken, where no times are recorded
+# scan durations: how long before or after a scan its flats are taken, where no times are recorded
+OUTSIDE = 0.02
 
 
 def frame_times(n: int, time_s: NDArray[np.float64] | None) -> NDArray[np.float64]:

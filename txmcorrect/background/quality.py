@@ -47,8 +47,8 @@ NAMES = tuple(flag.name.lower() for flag in Flag if flag.name)
 
 # Said of every run whose background was found without references, however good it looks.
 UNREFERENCED = (
-    "no flat field: low-frequency contrast may be underestimated, and anything stationary in all frames is removed "
-    "with the background"
+    "no flat field: low-frequency contrast may be underestimated, and anything stationary in all "
+    "frames is removed with the background"
 )
 REMEMBERED = "no flat field was given: those that the model remembers of its training count"
 # Said where the fit of the drift knows no cells that a turning sample leaves free.
@@ -125,8 +125,9 @@ MARGIN = 0.5
 class Expected:
     """Expected errors, rms of the natural log.
 
-    `shape` `(n,)` of each frame, without its level; `levels` between frames; `absolute` of all frames together, None
-    where nothing tells it. `assumed`: what the absolute level rests on, "" if on records or visible vacuum.
+    `shape` `(n,)` of each frame, without its level; `levels` between frames; `absolute` of all frames
+    together, None where nothing tells it. `assumed`: what the absolute level rests on, "" if on records or
+    visible vacuum.
     """
 
     shape: NDArray[np.float64]
@@ -185,7 +186,9 @@ def judge_run(
     notes: tuple[str, ...] = (),
     expected: Expected | None = None,
 ) -> Verdict:
-    """Sum up a run. `flag` `(n,)`; `notes` are doubts that hold for all frames; `expected` errors, where known."""
+    """Sum up a run. `flag` `(n,)`; `notes` are doubts that hold for all frames; `expected` errors, where
+    known.
+    """
     serious = (flag & ~np.uint32(REMARKS)) != 0
     n = len(flag)
     reasons = [

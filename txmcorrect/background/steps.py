@@ -194,8 +194,8 @@ class Steps:
     ) -> None:
         """Find which cells a sample that passes covers in each frame; `left` as before.
 
-        `vacuum` `(n,)` : where vacuum is expected in `left`; cells that are alike further from it than `tolerance` are
-        those of a film, not empty.
+        `vacuum` `(n,)` : where vacuum is expected in `left`; cells that are alike further from it than
+        `tolerance` are those of a film, not empty.
         """
         covered, self.certain = covered_cells(left, self.lit)
         if vacuum is not None and self.lit.any():

@@ -36,8 +36,8 @@ class Components:
     name : in the field's words. images : `(k, h, w)` natural log. variance : `(k,)` of the weights.
     offset, walk, jitter : fractions of `variance` expected between references and frames, over the scan, and
     from frame to frame. strength : how many observed weights these expectations count as.
-    scores : `(m, k)` weights of the scan's own flats, or None. mistakable : a sample that turns and covers the whole
-    field looks like it, so that it counts only where vacuum beside the sample is known.
+    scores : `(m, k)` weights of the scan's own flats, or None. mistakable : a sample that turns and covers
+    the whole field looks like it, so that it counts only where vacuum beside the sample is known.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Components:
 class SingleFlats:
     """Flats one by one, on the working grid.
 
-    `counts` `(m, h, w)` above dark, at the frames' usual exposure; `time` `(m,)` in scan durations, NaN where it is
-    unknown or long ago; `photons` `(m,)` detected in a cell per count.
+    `counts` `(m, h, w)` above dark, at the frames' usual exposure; `time` `(m,)` in scan durations, NaN
+    where it is unknown or long ago; `photons` `(m,)` detected in a cell per count.
     """
 
     counts: Image
@@ -128,7 +128,9 @@ def flat_modes(logs: Image, counts: Image, lit: NDArray[np.bool_]) -> FlatModes:
 
 
 def without_noise(image: Image, noise: Image, lit: NDArray[np.bool_]) -> Image:
-    """What is left of an image `(h, w)` after a Wiener filter against white noise of variance `noise` `(h, w)`."""
+    """What is left of an image `(h, w)` after a Wiener filter against white noise of variance `noise` `(h,
+    w)`.
+    """
     deviation = np.sqrt(noise)
     modes = modes_of(np.where(lit, image / deviation, np.float32(0)))
     bands = Bands(image.shape, BINS)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 Image = NDArray[np.float32]
 Array = NDArray[Any]
 
-# Of the variance that flats show: what a bank of other days leaves to the offset of a whole scan, to its walk, and to
-# jitter; evidence settles it.
+# Of the variance that flats show: what a bank of other days leaves to the offset of a whole scan, to its
+# walk, and to jitter; evidence settles it.
 BANK_FRACTIONS = (0.5, 0.3, 0.3)
 FRESH_OFFSET = 0.02  # between a scan's own flats and its frames
 UNSEEN_WALK = 0.1  # of the variance of one burst: how its components walk is not seen
@@ -53,18 +53,20 @@ MOVES = (0.01, 0.01, 0.001)
 MOVES_STRENGTH = 3.0
 FINE_CELLS, LEAST_FINE = 4.0, 0.1  # cells of the working grid; of the power of what moves
 BRACKETED = (1e-8, 0.01, 0.001)  # where flats around the scan show nothing of it
-# Cosines of up to so many half periods, rms of the broadest in natural log; they count only where vacuum is visible or
-# frames overlap, and not beside a bank, which knows what the beam does.
+# Cosines of up to so many half periods, rms of the broadest in natural log; they count only where vacuum
+# is visible or frames overlap, and not beside a bank, which knows what the beam does.
 BROAD, BROAD_ORDERS = 0.03, 5
 BROAD_FRACTIONS, BROAD_STRENGTH = (0.01, 0.01), 3.0
 A_BANK, FEW_COMPONENTS = 8, 3  # flats of other moments, and what they show
 OPAQUE = 1.4  # natural log: the median frame keeps less than a quarter of the light
-# Cells count as vacuum where they lie within so many deviations of the expected level, and this at least (natural log).
+# Cells count as vacuum where they lie within so many deviations of the expected level, and this at least
+# (natural log).
 VACUUM_STD, LEAST_TOLERANCE = 4.0, 0.05
 BATCH = 96  # frames that are fitted at once
 
 
-# Expected errors: times what the fit says of itself; of a drift that was found, the part that is missed; natural log.
+# Expected errors: times what the fit says of itself; of a drift that was found, the part that is missed;
+# natural log.
 OWN_DOUBT = 3.0
 MISSED = {"bank": 0.15, "before and after": 0.25, "one moment": 0.35}
 UNSEEN_DRIFT, LEAST_ERROR = 0.015, 0.001
@@ -78,9 +80,10 @@ class BackgroundFit:
 
     Attributes
     ----------
-    mean : `(h, w)` of the flats, 0 on average. solution : what comes on top. common : `(m, h, w)` what the residuals of
-    the frames `fitted` `(m,)` have in common (mosaics), or None. levels : of frames. prior : what was expected of
-    them. lit : `(h, w)`. doubt : factor on what the fit says of its own errors (calibration). notes : in words.
+    mean : `(h, w)` of the flats, 0 on average. solution : what comes on top. common : `(m, h, w)` what the
+    residuals of the frames `fitted` `(m,)` have in common (mosaics), or None. levels : of frames. prior :
+    what was expected of them. lit : `(h, w)`. doubt : factor on what the fit says of its own errors
+    (calibration). notes : in words.
     known_from : what flats say of the drift, a key of `MISSED`; exposed : exposures are recorded.
     """
 
@@ -102,9 +105,9 @@ class BackgroundFit:
     def expected(self) -> Expected:
         """Errors to be expected, by what was measured on simulated worlds of the development family.
 
-        What the fit says of itself knows nothing of what its components cannot express: of a drift that was found a
-        part is missed, the more the less flats tell of it; and flats of one moment say nothing of a drift that the
-        frames do not show either.
+        What the fit says of itself knows nothing of what its components cannot express: of a drift that was
+        found a part is missed, the more the less flats tell of it; and flats of one moment say nothing of a
+        drift that the frames do not show either.
         """
         every = np.arange(len(self.levels.level))
         shape = np.empty(len(every))
@@ -235,10 +238,10 @@ def _shapes(
 ) -> tuple[Solution | DriftShapes, Image | None]:
     """What comes on top of the mean flat, and what residuals of the frames `chosen` have in common.
 
-    A single flat, or flats of one moment that show no change, say nothing of how the beam drifts. Then the fit of smooth
-    drifts knows more where something else does: overlaps, or a standing sample that was found. It is used as well with
-    one or two flats of unknown age where frames show no vacuum, but not with a burst, which belongs to the scan: there it
-    would do harm.
+    A single flat, or flats of one moment that show no change, say nothing of how the beam drifts. Then the
+    fit of smooth drifts knows more where something else does: overlaps, or a standing sample that was
+    found. It is used as well with one or two flats of unknown age where frames show no vacuum, but not with
+    a burst, which belongs to the scan: there it would do harm.
     """
     time, record = known.time, known.record
     assert time is not None and record is not None
@@ -351,7 +354,9 @@ def component_groups(
 
 
 def is_broad(images: Image, lit: NDArray[np.bool_]) -> bool:
-    """Whether images `(k, h, w)` have little that is fine, by which they are told from a sample that is broad, too."""
+    """Whether images `(k, h, w)` have little that is fine, by which they are told from a sample that is
+    broad, too.
+    """
     fine = images - gaussian_filter(images, (0, FINE_CELLS, FINE_CELLS))
     power = [float((x[:, lit] ** 2).mean()) for x in (fine, images)]
     return power[0] < LEAST_FINE * power[1]

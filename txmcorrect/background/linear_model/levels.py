@@ -1,8 +1,8 @@
 """How bright the beam was in each frame: a prior from references and records, evidence from visible vacuum.
 
-Prior: the flats' own levels, carried through the scan as far as these say (`flat_levels`). Evidence: cells that no
-sample reaches, or, in sparse frames, the narrow peak that empty cells make among all ratios of a frame to its
-background. Both are Gaussian and are joined; a contradiction is said, never switched on.
+Prior: the flats' own levels, carried through the scan as far as these say (`flat_levels`). Evidence: cells
+that no sample reaches, or, in sparse frames, the narrow peak that empty cells make among all ratios of a
+frame to its background. Both are Gaussian and are joined; a contradiction is said, never switched on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ CONTRADICTION = 4.0  # deviations of the prior
 
 @dataclass(frozen=True)
 class LevelPrior:
-    """Expected log level `(n,)` of frames; deviations of a part that all share, that wanders, and of each alone."""
+    """Expected log level `(n,)` of frames; deviations of a part that all share, that wanders, and of each
+    alone.
+    """
 
     mean: Array
     shared: float
@@ -59,8 +61,8 @@ class LevelPrior:
 class Levels:
     """Log level of frames `(n,)` and its deviation; `observed` `(n,)`: frames in which vacuum was seen.
 
-    `offset`: mean of what vacuum says over what was expected, `contradicts`: it is more than chance. `absolute`,
-    `relative`: deviation of the mean of all levels, and of levels about that.
+    `offset`: mean of what vacuum says over what was expected, `contradicts`: it is more than chance.
+    `absolute`, `relative`: deviation of the mean of all levels, and of levels about that.
     """
 
     level: Array
@@ -114,8 +116,8 @@ def vacuum_levels(
 
     Parameters
     ----------
-    left : `(n, h, w)` log of frames over background and expected level. noise : `(n, h, w)` deviation of a cell.
-    vacuum : `(h, w)` cells that no sample reaches; None: looked for frame by frame.
+    left : `(n, h, w)` log of frames over background and expected level. noise : `(n, h, w)` deviation of a
+    cell. vacuum : `(h, w)` cells that no sample reaches; None: looked for frame by frame.
     """
     n = len(left)
     offset, std = np.zeros(n), np.full(n, np.inf)
@@ -136,7 +138,8 @@ def vacuum_levels(
 
 
 def _peak(values: Array, width: Array, expected: float) -> tuple[float, float] | None:
-    """Where cells `(p,)` of noise `width` `(p,)` make a narrow peak near 0, and how sure that is; None: nowhere.
+    """Where cells `(p,)` of noise `width` `(p,)` make a narrow peak near 0, and how sure that is; None:
+    nowhere.
 
     Empty cells differ by noise alone. A textured sample has no such peak: at the scale of the noise its values
     are spread evenly.
@@ -164,8 +167,8 @@ def _peak(values: Array, width: Array, expected: float) -> tuple[float, float] |
     return centre, float(np.hypot(usual / np.sqrt(best[2]), 2 * SHARED_MISFIT))
 
 
-# A uniform film under everything makes the same peak as vacuum, a little darker: as likely as not, anywhere down to SUBSTRATE.
-# What is brighter may be a halo of phase contrast, less likely.
+# A uniform film under everything makes the same peak as vacuum, a little darker: as likely as not,
+# anywhere down to SUBSTRATE. What is brighter may be a halo of phase contrast, less likely.
 SUBSTRATE, SUBSTRATE_ODDS, HALO_ODDS = 0.2, 0.5, 0.1
 
 
@@ -174,8 +177,9 @@ def settle_levels(
 ) -> Levels:
     """Join prior and evidence: levels of frames and their deviations.
 
-    `time`, `offset`, `std` `(n,)`. `certain` : what was seen is vacuum; else it may be one uniform film that all
-    frames show, so that differences between frames count in full, and their mean as far as it is likely.
+    `time`, `offset`, `std` `(n,)`. `certain` : what was seen is vacuum; else it may be one uniform film
+    that all frames show, so that differences between frames count in full, and their mean as far as it is
+    likely.
     """
     std = without_outliers(prior, time, offset, std)
     seen = np.isfinite(std)

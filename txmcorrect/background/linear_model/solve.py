@@ -1,10 +1,10 @@
 """Weights of all components in all frames, and how sure they are: one reweighted solve.
 
-A frame is seen through steps between neighbouring cells at several scales (`steps.Steps`), each believed by a
-mixture of widths, and through the levels of cells that no sample reaches, where these are known. A weight
-is an offset, a slow walk and a jitter without memory; how large each is follows from the evidence, from where the
-references put it (EM, Dempster et al. 1977). Jitter is eliminated frame by frame, so that the solve stays as large as
-components times functions of time, however long the scan is.
+A frame is seen through steps between neighbouring cells at several scales (`steps.Steps`), each believed by
+a mixture of widths, and through the levels of cells that no sample reaches, where these are known. A weight
+is an offset, a slow walk and a jitter without memory; how large each is follows from the evidence, from
+where the references put it (EM, Dempster et al. 1977). Jitter is eliminated frame by frame, so that the
+solve stays as large as components times functions of time, however long the scan is.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LEARNT = 2  # rounds before sizes follow the evidence
 # Steps of both directions and of several scales share their cells: each tells a quarter of what it seems to.
 # Twelve simulated dense scans and films: 2, 4, 8 give errors of 0.88, 0.85, 0.85 %.
 REPEATED = 4.0
-# Beside overlaps, in which the sample drops out, steps of a sample that looks like drift do harm: on a simulated dense
-# mosaic with a bank 2.0 % of error became 1.1, and with 40 in place of 8 1.05.
+# Beside overlaps, in which the sample drops out, steps of a sample that looks like drift do harm: on a
+# simulated dense mosaic with a bank 2.0 % of error became 1.1, and with 40 in place of 8 1.05.
 REPEATED_BESIDE_OVERLAPS = 8.0
 SCORE_NOISE = 1e-7  # variance of a flat's own weight, beside its jitter
 MANY = 0.5  # of the frames, in which cells without a sample are certain: then vacuum shows broad changes
@@ -59,8 +59,8 @@ class Solution:
 
     Attributes
     ----------
-    images : `(k, h, w)`. weights, variance : `(n, k)`. vacuum : `(h, w)` cells that no sample reaches in any frame,
-    or `(n, h, w)`; None where none are known. sizes : of each group, in order.
+    images : `(k, h, w)`. weights, variance : `(n, k)`. vacuum : `(h, w)` cells that no sample reaches in
+    any frame, or `(n, h, w)`; None where none are known. sizes : of each group, in order.
     """
 
     images: Image
@@ -92,10 +92,11 @@ class Solution:
         batch: int,
         vacuum_level: Array | None = None,
     ) -> Solution:
-        """The same for all `count` frames: those `chosen` were fitted, the rest of `every` follow what was learnt.
+        """The same for all `count` frames: those `chosen` were fitted, the rest of `every` follow what was
+        learnt.
 
-        `time`, `vacuum_level` `(count,)`; `logs` gives frames over the mean flat. Frames that are in neither, as they show nothing, take
-        the offset and the walk.
+        `time`, `vacuum_level` `(count,)`; `logs` gives frames over the mean flat. Frames that are in
+        neither, as they show nothing, take the offset and the walk.
         """
         assert self.solver is not None
         basis = time_basis(time)
@@ -140,9 +141,9 @@ def solve(
     ----------
     logs : `(n, h, w)` natural log of frames over the mean flat. lit : `(h, w)`.
     time : `(n,)` of frames, 0 to 1; flat_time : `(m,)` of the flats that groups have scores of.
-    turning : the sample turns, so that what stands beside it stays empty in all frames. overlaps : pairs of frames that
-    show the same sample at two places of the detector. vacuum_level : `(n,)` where vacuum is expected in `logs`, within
-    `tolerance`; None: nothing is known of it.
+    turning : the sample turns, so that what stands beside it stays empty in all frames. overlaps : pairs of
+    frames that show the same sample at two places of the detector. vacuum_level : `(n,)` where vacuum is
+    expected in `logs`, within `tolerance`; None: nothing is known of it.
     """
     solver = _Solver(
         logs,
@@ -164,8 +165,8 @@ def solve(
 
 @dataclass(frozen=True)
 class SeenTwice:
-    """Two frames `(2,)` where they overlap: `data` `(p,)` log of the first over the second; what either sees of the
-    components, `(k, p)` each.
+    """Two frames `(2,)` where they overlap: `data` `(p,)` log of the first over the second; what either
+    sees of the components, `(k, p)` each.
     """
 
     frames: tuple[int, int]
@@ -219,7 +220,9 @@ class _Solver:
         self.theta, self.slow_variance = np.zeros((k, self.basis.shape[1])), np.zeros(k)
 
     def follow(self, logs: Image, basis: Array, level: Array | None) -> tuple[Array, Array]:
-        """Weights and variance `(b, k)` of other frames `(b, h, w)`: theirs is the jitter, all else is known."""
+        """Weights and variance `(b, k)` of other frames `(b, h, w)`: theirs is the jitter, all else is
+        known.
+        """
         other = replace(self, logs=logs, overlaps=(), vacuum_level=level, mixtures={})
         other.basis, other.theta, other.sizes = basis, self.theta, self.sizes
         other.vacuum, other.steps = None, Steps(logs, self.lit, [self.images])
@@ -276,7 +279,9 @@ class _Solver:
         return parts[0], parts[1], parts[2]
 
     def normal_equations(self) -> tuple[list[Array], list[Array], list[Array]]:
-        """Of each frame: normal matrix `(k, k)`, pull `(k,)`, covariance `(k, k)` of the jitter given the rest."""
+        """Of each frame: normal matrix `(k, k)`, pull `(k,)`, covariance `(k, k)` of the jitter given the
+        rest.
+        """
         modes = self.steps.modes[0]
         left = self.steps.data - self.weights.astype(np.float32) @ modes
         repeated = REPEATED_BESIDE_OVERLAPS if self.overlaps else REPEATED
@@ -322,8 +327,8 @@ class _Solver:
     ) -> tuple[Array, Array]:
         """Solve for offset and walk with the jitter of each frame eliminated, then for that.
 
-        `matrix` `(kq, kq)`, `right` `(kq,)`: the prior's. Returns the variance of offset and walk `(k, q)` and the
-        expected square of the jitter, summed over frames, `(k,)`.
+        `matrix` `(kq, kq)`, `right` `(kq,)`: the prior's. Returns the variance of offset and walk `(k, q)`
+        and the expected square of the jitter, summed over frames, `(k,)`.
         """
         n, k, q = len(normals), len(pulls[0]), self.basis.shape[1]
         for normal, pull, inner, at in zip(normals, pulls, conditional, self.basis, strict=True):
@@ -416,10 +421,11 @@ class _Solver:
         )
 
     def _contradiction(self, belief: Image, left: Image) -> Array:
-        """How much more than chance steps of the sample agree with images like the components, `(k,)`, 1 at least.
+        """How much more than chance steps of the sample agree with images like the components, `(k,)`, 1
+        at least.
 
-        Steps of one object point the same way. A surrogate of a component, less what components express, has nothing of
-        the background in it, and as much of the sample as the component itself.
+        Steps of one object point the same way. A surrogate of a component, less what components express,
+        has nothing of the background in it, and as much of the sample as the component itself.
         """
         active = self._known() > 0
         if active.tobytes() not in self.surrogates:
@@ -438,9 +444,11 @@ class _Solver:
         return np.maximum(found, 1.0)
 
     def _surrogates(self, active: NDArray[np.bool_]) -> list[tuple[Image, NDArray[np.bool_]]]:
-        """Steps of images with the components' spectrum and other phases, `(k, p)`, and which are new beside the `active`.
+        """Steps of images with the components' spectrum and other phases, `(k, p)`, and which are new
+        beside the `active`.
 
-        The cosine modes of a component keep their size and get random signs (surrogate data, Theiler et al. 1992).
+        The cosine modes of a component keep their size and get random signs (surrogate data, Theiler et
+        al. 1992).
         """
         power = (self.images[:, self.lit] ** 2).sum(1)
         rng = np.random.default_rng(0)  # the same for every scan of this shape
@@ -455,7 +463,9 @@ class _Solver:
         return found
 
     def _flats(self, matrix: Array, right: Array, jitter: Array) -> None:
-        """Let the scan's own flats say where weights were before and after it; offsets are the frames' alone."""
+        """Let the scan's own flats say where weights were before and after it; offsets are the frames'
+        alone.
+        """
         if self.flat_time is None:
             return
         at = time_basis(self.flat_time)
