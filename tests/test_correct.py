@@ -369,7 +369,7 @@ def test_verdict_names_frames_and_reasons():
     assert judge_run(flag, "relative").word == "TRUSTED"
     flag[[3, 4, 5, 9]] = Flag.LEAK
     assert str(judge_run(flag, "relative")) == (
-        "CHECK (frames 3-5, 9): sample in the background in 4; scale=relative"
+        "CHECK (frames 3-5, 9): sample leakage into the background in 4; scale=relative"
     )
     flag[:40] = Flag.NO_LIGHT
     assert judge_run(flag, "relative").word == "FAILED"
@@ -456,7 +456,7 @@ def test_settling_follows_drift_and_drops_what_single_frames_leak():
 def test_a_background_found_without_references_is_never_trusted(scan, model, folder):
     outcome = pipeline(scan, model, folder / "unreferenced.h5", force=True)
     calm = replace(outcome.background, flag=np.zeros(len(outcome.background.flag), np.uint32))
-    assert str(calm.verdict()).startswith("CHECK (all frames): from the frames alone")
+    assert str(calm.verdict()).startswith("CHECK (all frames): no flat field")
     assert replace(calm, referenced=True).verdict().word == "TRUSTED"
 
 

@@ -372,7 +372,9 @@ def test_real_files(shared_data, tmp_path):
     with h5py.File(out) as file:
         t = file["train/1x256/transmission"]
         assert t.shape == (181, 1, 256) and 0.3 < np.median(t[0]) < 1.1
-        assert len(file["train/256x256/reference"]) + len(file["validation/256x256/reference"]) == 8
+        found = [len(file[f"{part}/256x256/reference"]) for part in ("train", "validation")]
+        # Seven angles and a reference of 256 pixels or more; a mosaic stored as one image may lie beside them.
+        assert sum(found) in (8, 9)
 
 
 @pytest.mark.parametrize(("count", "size"), [(640, 256), (512, 256), (7, 3), (5, 5), (2, 1)])

@@ -22,7 +22,6 @@ from txmcorrect.background.estimate import Draw, draw_samples, shape_spread
 from txmcorrect.background.known import SITUATIONS
 from txmcorrect.background.methods import as_scan, references_of
 from txmcorrect.background.pipeline import look_at
-from txmcorrect.background.stack import REFERENCES
 from txmcorrect.judge.scenes import problem_of
 from txmcorrect.simulate import SimulatedScan
 from txmcorrect.simulate.calibration import scans_like_those_of_training
@@ -41,6 +40,7 @@ TAKEN: dict[str, tuple[References, bool]] = {
     "before-after": ("before-after", False),
     "bank": ("stale", True),
 }
+ASKED = ("none",)  # with flats the linear model is fitted, and no network
 TARGETS = 8  # frames of a scan
 COVERED, DEVIATIONS = 0.9, 1.645  # of a normal distribution
 QUANTILES = np.linspace(0, 1, 1001)  # that stand for all ratios of a scan: each counts as much
@@ -59,10 +59,10 @@ class Calibration:
 
 
 def calibrate(model: Model, scans: int) -> Calibration:
-    """Measure both on `scans` scans of each kind, or a few times as many, with each sort of references."""
+    """Measure both on `scans` scans of each kind, or a few times as many, where the network is asked."""
     plain = replace(model, spec=replace(model.spec, extra={}))
     found: dict[tuple[str, str], list[Array]] = defaultdict(list)
-    for kind, sort in product(KINDS, REFERENCES):
+    for kind, sort in product(KINDS, ASKED):
         count = KINDS[kind] * scans
         drawn = scans_like_those_of_training(kind, *TAKEN[sort], count, 4 * model.spec.size)
         for scan in drawn:

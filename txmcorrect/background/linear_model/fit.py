@@ -239,9 +239,9 @@ def _shapes(
     """What comes on top of the mean flat, and what residuals of the frames `chosen` have in common.
 
     A single flat, or flats of one moment that show no change, say nothing of how the beam drifts. Then the
-    fit of smooth drifts knows more where something else does: overlaps, or a standing sample that was
-    found. It is used as well with one or two flats of unknown age where frames show no vacuum, but not with
-    a burst, which belongs to the scan: there it would do harm.
+    fit of smooth drifts knows more where something else does: overlaps, a standing sample that was found, or
+    cells beside a turning one that are empty beyond doubt. It is used as well with one or two flats of unknown
+    age where frames show no vacuum, but not with a burst, which belongs to the scan: there it would do harm.
     """
     time, record = known.time, known.record
     assert time is not None and record is not None
@@ -257,8 +257,10 @@ def _shapes(
         weight = np.where(lit, flats.counts.mean(0), np.float32(0))
         return DriftShapes(find_base(known), modes.mean, weight), None
 
-    if silent and (known.overlaps or known.standing is not None):
-        return smooth_drift()
+    if silent and (known.turning or known.overlaps):
+        smooth = smooth_drift()
+        if not known.turning or known.standing is not None or smooth[0].base.fit.told:
+            return smooth
 
     def without_levels(frames: NDArray[np.intp]) -> Image:
         found = over_flats(frames)
