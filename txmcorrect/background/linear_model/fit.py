@@ -71,6 +71,7 @@ OWN_DOUBT = 3.0
 MISSED = {"bank": 0.15, "before and after": 0.25, "one moment": 0.35}
 UNSEEN_DRIFT, LEAST_ERROR = 0.015, 0.001
 SEEN = 0.5  # of the frames, in which vacuum shows what the beam does
+COLUMN = 0.5  # of a column's cells are vacuum
 EQUAL = "exposure not recorded, taken as equal"
 
 
@@ -122,6 +123,20 @@ class BackgroundFit:
         shape = np.hypot(shape, UNSEEN_DRIFT if blind else LEAST_ERROR)
         assumed = "" if self.exposed or self.levels.observed.any() else EQUAL
         return Expected(shape, self.levels.relative, self.levels.absolute, assumed)
+
+    def decided(self, factor: int) -> str:
+        """What the background was found from, in words; `factor` : pixels of a cell's side."""
+        if isinstance(self.solution, DriftShapes):
+            return "fit of smooth drifts over the mean flat, no network asked"
+        count = len(self.solution.images)
+        said = f"linear model of flats and frames ({count} components), no network asked"
+        vacuum = self.solution.vacuum
+        if vacuum is None or not vacuum.any():
+            return said
+        columns = np.flatnonzero(vacuum.mean(0) > COLUMN)
+        runs = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1) if len(columns) else []
+        places = ", ".join(f"{r[0] * factor}-{(r[-1] + 1) * factor - 1}" for r in runs)
+        return f"{said}; vacuum beside the sample in columns {places or 'here and there'}"
 
     def fields(self, frames: NDArray[np.intp]) -> Image:
         """Log background `(b, h, w)` of frames `(b,)`."""
