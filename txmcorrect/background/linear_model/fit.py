@@ -226,7 +226,7 @@ def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
     return replace(
         fit,
         levels=levels,
-        notes=level_notes(levels, prior),
+        notes=level_notes(levels),
         known_from=what_is_known(flats, modes),
         exposed=known.exposed,
     )
@@ -234,11 +234,19 @@ def fit_referenced(known: Known, doubt: float = 1.0) -> BackgroundFit:
 
 def what_is_known(flats: SingleFlats, modes: FlatModes) -> str:
     """How much flats say of a drift, as a key of `MISSED`."""
-    timed = flats.timed
-    if (~timed).sum() >= A_BANK and len(modes.images) >= FEW_COMPONENTS:
+    if has_bank(flats, modes):
         return "bank"
-    several = timed.any() and len(np.unique(bursts_of(flats.time[timed]))) > 1
-    return "before and after" if several else "one moment"
+    return "before and after" if is_bracketed(flats) else "one moment"
+
+
+def has_bank(flats: SingleFlats, modes: FlatModes) -> bool:
+    """Whether flats of other days show how the beam changes."""
+    return bool((~flats.timed).sum() >= A_BANK and len(modes.images) >= FEW_COMPONENTS)
+
+
+def is_bracketed(flats: SingleFlats) -> bool:
+    """Whether flats of several moments lie around the scan or in it."""
+    return len(np.unique(bursts_of(flats.time[flats.timed]))) > 1
 
 
 def _shapes(
@@ -310,7 +318,7 @@ def _shapes(
     return solution, agreed(left, solution.change(chosen), noise, lit)
 
 
-def level_notes(levels: Levels, prior: LevelPrior) -> tuple[str, ...]:
+def level_notes(levels: Levels) -> tuple[str, ...]:
     """What is to be said of a contradiction."""
     if not levels.contradicts:
         return ()
@@ -339,8 +347,7 @@ def component_groups(
     if opaque:
         return
     moves = illumination_moves(modes.mean, lit, modes.images)
-    timed = flats.timed
-    bracketed = timed.any() and len(np.unique(bursts_of(flats.time[timed]))) > 1
+    timed, bracketed = flats.timed, is_bracketed(flats)
 
     def unseen(images: Image) -> Array | None:
         """Flats around the scan show none of it then, so that it is small in between; others say nothing."""
@@ -355,7 +362,7 @@ def component_groups(
         unseen(moves),
         mistakable=turning or is_broad(moves, lit),
     )
-    if (~timed).sum() < A_BANK or len(modes.images) < FEW_COMPONENTS:
+    if not has_bank(flats, modes):
         waves = np.float32(BROAD) * cosines(lit.shape, BROAD_ORDERS)
         waves = apart_from(waves, np.concatenate([modes.images, moves]), lit)
         yield Components(
